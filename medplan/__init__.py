@@ -1,0 +1,10 @@
+"""medplan: self-configuring medical image segmentation when labels are scarce.
+
+Importing this package imports neither torch nor SimpleITK; the modules that need them do so themselves.
+"""
+
+from importlib.metadata import version as _version
+
+__all__ = ["__version__"]
+
+__version__ = _version("medplan")

@@ -1,0 +1,221 @@
+"""The interface between the training loop and the methods.
+
+A method holds networks, losses and its own numbers. It never sees a rank, a device, a path, a logger or the
+environment; the loop never names a teacher, a queue, a task or a prompt. They meet here.
+
+Tensor shapes, everywhere: images are (B, C, Z, Y, X) float32, label maps (B, Z, Y, X) int16 codes of the dataset's
+`LabelSpace`; two-dimensional methods see Z = 1.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from medplan.data.cases import Case, CaseStore
+from medplan.plan.schema import Plan
+
+__all__ = [
+    "Augment", "Batch", "Element", "Method", "Needs", "Phase", "Predictor", "Progress", "Proposal", "Sampler",
+    "Situation", "Update", "constant", "poly",
+]  # fmt: skip
+
+Element = dict[str, Any]
+"""One training sample: NumPy arrays of fixed shape, and ``case``, the key of the case it was cut from (or several
+keys joined by a space)."""
+
+Batch = dict[str, Any]
+"""Elements stacked into tensors on the device; ``case`` is a list of texts."""
+
+Sampler = Callable[[CaseStore, np.random.Generator], Element]
+"""Draws one element; pure in (store, generator) and picklable."""
+
+Augment = Callable[[Batch, torch.Generator], Batch]
+"""Augments a batch on the device; pure in (batch, generator)."""
+
+Predictor = Callable[[Tensor, Sequence[tuple[int, int, int]]], Tensor]
+"""(patches (B, C, Z, Y, X), corner (z, y, x) of each patch in the preprocessed case) -> logits (B, K, Z, Y, X),
+float32, where K is `LabelSpace.num_outputs`. Corners can be negative where the case was padded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a method asks of data and planner, declared rather than coded.
+
+    Attributes:
+        dims: dimensions it can work in, preferred first.
+        roles: roles of cases that a fold must have at least one of.
+        encoders: names it can take, preferred first.
+        patch_multiple: every side of the patch (the slice axis of a 2-D patch apart) is a multiple of this.
+        grid: ``isotropic`` resamples to 1.5 mm; ``squeezed`` to a fixed shape; ``native`` keeps each case's grid.
+        normalisation: ``auto`` by modality (CT dataset statistics, MR z-score, RGB unit); ``unit`` [0, 1] per case.
+        whole_image: the patch is the whole (padded) image rather than a part of it.
+        pyramid: the planner shapes a convolutional encoder (`Plan.pyramid`).
+        several_datasets: it can learn several datasets at once.
+    """
+
+    dims: tuple[Literal[2, 3], ...] = (3, 2)
+    roles: tuple[str, ...] = ("labelled",)
+    encoders: tuple[str, ...] = ("unet",)
+    patch_multiple: int = 1
+    grid: Literal["isotropic", "squeezed", "native"] = "isotropic"
+    normalisation: Literal["auto", "unit"] = "auto"
+    whole_image: bool = False
+    pyramid: bool = False
+    several_datasets: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """The facts that decide which method fits, and how it is set up; made from fingerprints, before any plan."""
+
+    num_datasets: int
+    num_labelled: int
+    num_unlabelled: int
+    num_classes: int
+    domains: tuple[str, ...]
+    modalities: tuple[str, ...]
+    is_picture: bool
+    spacing_mm: tuple[float, float, float] | None
+    median_shape: tuple[int, int, int]
+    has_novel_classes: bool = False
+    encoder_weights: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """How a method would go about a situation.
+
+    Attributes:
+        fits: whether it can be used at all.
+        score: 0 to 100, to rank the methods that fit; the planner recommends the highest.
+        reason: one sentence for the table.
+        dims, encoder: None takes the first of `Needs`.
+        iterations, batch_size, lr, weight_decay: None for batch_size lets the planner fill the memory.
+        config: the method's own numbers, where they differ from the defaults.
+        reasons: one line per choice above, by key.
+    """
+
+    fits: bool
+    score: int
+    reason: str
+    dims: Literal[2, 3] | None = None
+    encoder: str | None = None
+    iterations: int = 25_000
+    batch_size: int | None = None
+    lr: float = 0.01
+    weight_decay: float = 3e-5
+    config: Mapping[str, Any] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where training stands: `step` of `num_steps` in `phase`; `fraction` is step / num_steps in [0, 1)."""
+
+    phase: str
+    step: int
+    num_steps: int
+
+    @property
+    def fraction(self) -> float:
+        return self.step / self.num_steps
+
+
+def poly(fraction: float) -> float:
+    """Return the factor (1 - fraction)^0.9 of the base learning rate."""
+    return float((1.0 - fraction) ** 0.9)
+
+
+def constant(fraction: float) -> float:
+    """Return 1: the base learning rate throughout."""
+    return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One stretch of training with its own data, optimisers and schedule.
+
+    Attributes:
+        name: unique within the method.
+        num_steps: optimiser steps.
+        batch_size: elements per step, over all ranks.
+        sample: draws one element.
+        augment: runs on the device after collation, or None.
+        schedule: factor of every optimiser's base learning rate at a fraction of the phase.
+        validate: whether validation by `Method.predictor` makes sense during this phase.
+    """
+
+    name: str
+    num_steps: int
+    batch_size: int
+    sample: Sampler
+    augment: Augment | None = None
+    schedule: Callable[[float], float] = poly
+    validate: bool = True
+
+
+class Update(Protocol):
+    """The one place for precision, averaging over ranks, clipping, the finite check and the step.
+
+    `name` is a key of `Method.optimizers`. Gradients are those of that optimiser's parameters only; no call
+    touches `.grad` of other parameters.
+    """
+
+    def minimise(self, loss: Tensor, name: str = "main", *, keep_graph: bool = False) -> None:
+        """Take one step down `loss`: ``apply(gradients(loss, name), name)``."""
+
+    def gradients(self, loss: Tensor, name: str = "main", *, keep_graph: bool = False) -> list[Tensor]:
+        """Return d loss / d parameter, averaged over ranks, in the order of the optimiser's parameters.
+
+        A parameter that the loss does not depend on has a zero gradient.
+        """
+
+    def apply(self, gradients: Sequence[Tensor], name: str = "main") -> None:
+        """Clip, check that all are finite, and step the optimiser."""
+
+
+class Method(nn.Module, ABC):
+    """A method: everything that training changes is a parameter or a buffer of it.
+
+    A subclass is found by its file's name: ``medplan/methods/<name>.py`` with ``METHOD = <class>``, or by an entry
+    point in the group ``medplan.methods``.
+    """
+
+    needs: ClassVar[Needs]
+    Config: ClassVar[type]
+
+    @classmethod
+    @abstractmethod
+    def propose(cls, situation: Situation) -> Proposal:
+        """Say whether and how this method would go about a situation."""
+
+    @abstractmethod
+    def __init__(self, plan: Plan) -> None:
+        """Build the networks. `plan.config` is read into `Config` with `medplan.records.decode`."""
+        super().__init__()
+
+    @abstractmethod
+    def phases(self) -> Sequence[Phase]:
+        """Return the phases in order; their steps add up to `plan.training.iterations`."""
+
+    @abstractmethod
+    def optimizers(self, phase: str) -> dict[str, Optimizer]:
+        """Return fresh optimisers for a phase. A parameter that is in none of them is frozen."""
+
+    @abstractmethod
+    def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
+        """Compute the losses, call `update`, and return scalars to log, as detached tensors."""
+
+    @abstractmethod
+    def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:
+        """Return what turns patches of `case` into logits, the method being in eval mode without gradients.
+
+        `support` holds the cases of role `atlas` or `support` with their labels, where there are any.
+        """
