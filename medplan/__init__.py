@@ -3,8 +3,6 @@
 Importing this package imports neither torch nor SimpleITK; the modules that need them do so themselves.
 """
 
-from importlib.metadata import version as _version
-
 __all__ = ["__version__"]
 
-__version__ = _version("medplan")
+__version__ = "0.1.0"

@@ -1,0 +1,259 @@
+"""The command line: what each verb takes, and the one place where errors become exit codes.
+
+A verb is a function in ``medplan/commands`` whose parameters have the names of its flags. Nothing heavy is imported
+before a verb runs, so that ``medplan --help`` answers at once.
+"""
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from medplan import __version__
+from medplan.errors import MedplanError, UsageError, did_you_mean
+
+__all__ = ["build_parser", "main"]
+
+DESCRIPTION = """\
+Self-configuring medical image segmentation when labels are scarce.
+
+  medplan demo                                       see it work, in a few minutes
+  medplan plan_and_preprocess -d OASIS               look at the data, decide, prepare
+  medplan train -d Synapse -m sdmessenger            train one of the methods
+  medplan predict -i in/ -o out/                     segment new images
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; return the exit status: 0 done, 2 the user can put it right, 130 interrupted."""
+    parser = build_parser()
+    try:
+        options = vars(_parse(parser, list(sys.argv[1:] if arguments is None else arguments)))
+        run: Callable[..., int | None] = options.pop("run_verb")
+        logging.basicConfig(
+            level=logging.DEBUG if options.pop("verbose") else logging.INFO, format="%(message)s", stream=sys.stderr
+        )
+        return run(**options) or 0
+    except MedplanError as error:
+        print(f"medplan: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("medplan: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 141
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message[0].upper()}{message[1:]}. See '{self.prog} --help'.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser with every verb and flag."""
+    parser = _Parser(
+        prog="medplan",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"medplan {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
+
+    def verb(name: str, module: str, summary: str, *groups: Callable[[argparse.ArgumentParser], None]) -> Any:
+        added = verbs.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        for group in (*groups, _everywhere):
+            group(added)
+        added.set_defaults(run_verb=_lazy(module, name))
+        return added
+
+    convert = verb("convert", "data", "Turn a data set as published into a raw dataset.", _workspace)
+    convert.add_argument("name", help="converter; 'medplan datasets' lists them")
+    convert.add_argument("--source", type=Path, required=True, help="folder of the data set as published")
+    convert.add_argument("--target", type=Path, help="raw dataset to write (default raw_data/<name>)")
+
+    verb("datasets", "data", "List the converters and the datasets of the workspace.", _workspace)
+
+    fingerprint = verb("fingerprint", "data", "Measure a dataset and check it.", _datasets, _workers, _workspace)
+    fingerprint.add_argument("--check", action="store_true", help="report every problem of the files, write nothing")
+    fingerprint.add_argument("--repair", type=Path, metavar="FOLDER", help="write a corrected copy of the dataset there")
+
+    verb("plan", "planning", "Decide everything for one method or for all that fit.", _datasets, _method, _planning)
+    verb("preprocess", "planning", "Prepare the cases as the plans say.", _datasets, _method, _workers, _workspace)
+    verb(
+        "plan_and_preprocess", "planning", "fingerprint, plan and preprocess.",
+        _datasets, _method, _planning, _workers,
+    )  # fmt: skip
+    verb("methods", "planning", "List the methods.")
+
+    train = verb("train", "training", "Train a method.", _dataset, _workers, _device, _workspace)
+    train.add_argument("-m", "--method", help="method (default: the only one planned, else the recommended one)")
+    train.add_argument("--fold", default="0", help="fold number, or 'all' for one after the other (default 0)")
+    train.add_argument("--run", default="default", help="name of this run (default 'default')")
+    _numbers(train)
+    train.add_argument("--restart", action="store_true", help="begin anew instead of resuming")
+    train.add_argument("--from", dest="start_from", type=Path, metavar="RUN", help="start from this run's weights")
+    train.add_argument("--compile", dest="compile_network", action="store_true", help="compile the networks")
+    train.add_argument(
+        "--track", action="append", default=[], choices=["tensorboard", "mlflow", "wandb"], help="also log there"
+    )
+
+    predict = verb("predict", "prediction", "Segment images.", _device, _workers, _workspace)
+    predict.add_argument("-i", "--input", type=Path, required=True, help="image, folder of images or DICOM folder")
+    predict.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
+    _model(predict)
+    predict.add_argument("--step", type=float, default=0.5, help="window step as a share of the patch (default 0.5)")
+    predict.add_argument("--mirror", action="store_true", help="average over mirrored images")
+    predict.add_argument("--probabilities", action="store_true", help="also write class probabilities")
+    predict.add_argument("--no-postprocessing", dest="postprocessing", action="store_false", help="leave components")
+    predict.add_argument("--prompts", type=Path, metavar="JSON", help="boxes per image, for methods that take them")
+    predict.add_argument("--support", action="append", default=[], metavar="CASE", help="labelled example; repeatable")
+    predict.add_argument("--tasks", nargs="+", default=[], metavar="CLASS", help="only these classes")
+
+    evaluate = verb("evaluate", "evaluation", "Compare predictions with references.", _workers, _workspace)
+    evaluate.add_argument("-i", "--input", type=Path, required=True, help="folder of predictions")
+    evaluate.add_argument("-r", "--reference", type=Path, required=True, help="folder of reference labels")
+    evaluate.add_argument("-o", "--output", type=Path, help="folder for summary.json and metrics.csv (default input)")
+    evaluate.add_argument("-d", "--dataset", help="dataset whose labels apply (default: as the predictions say)")
+    evaluate.add_argument("--tolerance-mm", type=float, default=2.0, help="tolerance of the NSD in mm (default 2)")
+    evaluate.add_argument("--no-surface", dest="surface", action="store_false", help="overlap metrics only")
+    evaluate.add_argument("--allow-missing", action="store_true", help="references without prediction are left out")
+
+    report = verb("report", "evaluation", "Write one HTML page about a run.", _workspace)
+    _model(report)
+    report.add_argument("-i", "--input", type=Path, help="folder of evaluated predictions (default: the validation)")
+    report.add_argument("-r", "--reference", type=Path, help="folder of reference labels, for the overlays")
+    report.add_argument("--images", type=Path, help="folder of the images, for the overlays")
+    report.add_argument("-o", "--output", type=Path, help="file to write (default report.html in the run's folder)")
+
+    export = verb("export", "prediction", "Pack a trained model into one zip.", _workspace)
+    _model(export)
+    export.add_argument("-o", "--output", type=Path, required=True, help="zip file to write")
+
+    install = verb("install", "prediction", "Unpack a model that 'export' packed.", _workspace)
+    install.add_argument("archive", type=Path, help="zip file")
+
+    demo = verb("demo", "demo", "Run everything on a small brain dataset.", _device)
+    demo.add_argument("--folder", type=Path, default=Path("medplan_demo"), help="workspace to make (default %(default)s)")
+    demo.add_argument("-m", "--method", help="method (default: the recommended one)")
+    demo.add_argument("--iters", type=int, help="training iterations (default: as long as the demo should take)")
+
+    verb("info", "info", "Show versions, devices, free memory and disk, and where weights are looked for.", _workspace)
+    return parser
+
+
+def _everywhere(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--verbose", action="store_true", help="say more")
+
+
+def _workspace(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workspace", type=Path, help="folder with raw_data/, plans/, ... (default $MEDPLAN_WORKSPACE, else here)"
+    )
+
+
+def _dataset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-d", "--dataset", required=True, help="dataset or plan name, e.g. OASIS or Dataset027_ACDC")
+
+
+def _datasets(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-d", "--datasets", nargs="+", required=True, metavar="DATASET", help="e.g. OASIS, Dataset027_ACDC or 27"
+    )
+
+
+def _method(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-m", "--method", help="method (default: all that fit)")
+
+
+def _workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, help="parallel workers (default: as cores and memory allow)")
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, metavar="DIR|ZIP", help="run folder or exported zip")
+    parser.add_argument("-d", "--dataset", help="dataset the model was trained on (default: the last finished run)")
+    parser.add_argument("-m", "--method", help="its method")
+    parser.add_argument("--run", help="its run")
+    parser.add_argument("--folds", nargs="+", type=int, help="folds to use (default: all that are there)")
+    parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default best")
+
+
+def _numbers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--iters", type=int, help="training iterations in all")
+    parser.add_argument("--batch-size", type=int, help="samples per step")
+    parser.add_argument("--patch-size", type=int, nargs="+", metavar="N", help="z y x, or y x for slices")
+    parser.add_argument("--lr", type=float, help="base learning rate")
+    parser.add_argument("--seed", type=int, help="of everything random")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="any plan entry")
+
+
+def _planning(parser: argparse.ArgumentParser) -> None:
+    _numbers(parser)
+    _workspace(parser)
+    parser.add_argument("--name", help="name of the plan of several datasets")
+    parser.add_argument("--spacing", type=float, nargs="+", metavar="MM", help="target spacing: z y x, or one number")
+    parser.add_argument("--gpu-memory", type=float, metavar="GB", help="memory to fill (default: what is there, else 24)")
+    parser.add_argument("--encoder", help="one of the method's encoders")
+    parser.add_argument("--encoder-weights", metavar="FILE", help="weights to start the encoder from, or 'none'")
+    parser.add_argument("--labelled", metavar="N|P%%", help="use the labels of only so many training cases")
+    parser.add_argument("--labelled-cases", nargs="+", default=[], metavar="CASE", help="use the labels of these only")
+    parser.add_argument("--source-domain", help="learn the labels of this domain ...")
+    parser.add_argument("--target-domain", help="... for use in this one, whose labels are not read")
+    parser.add_argument("--leave-out-domain", help="keep this domain for testing")
+    parser.add_argument("--pretrain-on", nargs="+", default=[], metavar="DATASET", help="also learn from these images")
+    parser.add_argument("--atlas", metavar="CASE", help="the one labelled case of a one-shot method")
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+    verbs = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
+    name = arguments[0].replace("-", "_") if arguments and not arguments[0].startswith("-") else None
+    if name is not None and name not in verbs:
+        raise UsageError(f"There is no verb '{arguments[0]}'{did_you_mean(name, verbs)}. See 'medplan --help'.")
+    if name is not None:
+        arguments = [name, *(_canonical(word, verbs[name]) for word in arguments[1:])]
+    return parser.parse_args(arguments)
+
+
+def _canonical(word: str, parser: argparse.ArgumentParser) -> str:
+    """Accept ``-flag`` and ``--some_flag``, and refuse what is no flag, naming the nearest one.
+
+    Left to argparse, ``-device`` would be read as ``-d evice``.
+    """
+    if not word.startswith("-") or word in ("-", "--") or _is_number(word):
+        return word
+    known = parser._option_string_actions
+    flag, equals, value = word.partition("=")
+    if flag in known:
+        return word
+    spelled = "--" + flag.lstrip("-").replace("_", "-")
+    if spelled in known:
+        return spelled + equals + value
+    long = [option for option in known if option.startswith("--")]
+    raise UsageError(f"Unknown flag '{flag}'{did_you_mean(spelled, long)}. See '{parser.prog} --help'.")
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _lazy(module: str, function: str) -> Callable[..., int | None]:
+    def run(**options: Any) -> int | None:
+        command = getattr(importlib.import_module(f"medplan.commands.{module}"), function)
+        result: int | None = command(**{key: value for key, value in options.items() if key != "verb"})
+        return result
+
+    run.__qualname__ = f"{module}.{function}"
+    return run
+
