@@ -1,0 +1,203 @@
+"""Which case plays which role in which fold."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medplan.errors import PlanError
+
+__all__ = ["FOLD_SEED", "Entry", "assign_roles", "keep_labels", "kfold", "split"]
+
+FOLD_SEED = 12345
+NUM_FOLDS = 5
+
+Fold = tuple[tuple[str, ...], tuple[str, ...]]
+"""(training ids, validation ids)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What the split has to know of a case.
+
+    Attributes:
+        typicality: distance from the middle of the dataset, for choosing an atlas; smaller is more typical.
+    """
+
+    id: str
+    is_labelled: bool
+    domain: str | None = None
+    patient: str | None = None
+    typicality: float = 0.0
+
+
+def kfold(count: int, *, folds: int, seed: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+    """Split 0 .. count - 1 into (training, validation) indices, as scikit-learn's `KFold(shuffle=True)` does."""
+    shuffled = np.arange(count)
+    np.random.RandomState(seed).shuffle(shuffled)
+    sizes = [count // folds + (number < count % folds) for number in range(folds)]
+    ends = np.cumsum(sizes)
+    result = []
+    for size, end in zip(sizes, ends, strict=True):
+        chosen = {int(index) for index in shuffled[end - size : end]}
+        kept = tuple(index for index in range(count) if index not in chosen)
+        result.append((kept, tuple(sorted(chosen))))
+    return tuple(result)
+
+
+def split(entries: Sequence[Entry]) -> tuple[tuple[Fold, ...], str]:
+    """Split the labelled cases into folds; return them and the reason.
+
+    Five folds over the sorted ids, equal to nnU-Net's. Where patients are known, all cases of a patient stay on one
+    side. Fewer than five cases (or patients) give one fold each, and a single one gives one fold without validation.
+    """
+    labelled = sorted((entry for entry in entries if entry.is_labelled), key=lambda entry: entry.id)
+    by_patient = any(entry.patient is not None for entry in labelled)
+    groups: dict[str, list[str]] = {}
+    for entry in labelled:
+        groups.setdefault(entry.patient or f"case {entry.id}" if by_patient else entry.id, []).append(entry.id)
+    names = sorted(groups)
+    what = "patients" if by_patient else "labelled cases"
+    if len(names) < 2:
+        ids = tuple(entry.id for entry in labelled)
+        missing = "one patient has" if by_patient and names else "one case has" if names else "no case has"
+        return ((ids, ()),), f"one fold without validation: only {missing} labels"
+    folds = min(NUM_FOLDS, len(names))
+    result = []
+    for training, validation in kfold(len(names), folds=folds, seed=FOLD_SEED):
+        result.append((_members(groups, names, training), _members(groups, names, validation)))
+    if folds < NUM_FOLDS:
+        return tuple(result), f"{folds} folds, leaving one out: there are only {folds} {what}"
+    if by_patient:
+        return tuple(result), "5 folds by patient, so not nnU-Net's: a patient's scans stay on one side"
+    return tuple(result), f"5 folds equal to nnU-Net's (shuffled with seed {FOLD_SEED} over sorted ids)"
+
+
+def _members(groups: Mapping[str, list[str]], names: Sequence[str], chosen: Sequence[int]) -> tuple[str, ...]:
+    return tuple(sorted(case for index in chosen for case in groups[names[index]]))
+
+
+def keep_labels(training: Sequence[str], *, amount: str, everyone: Sequence[str], seed: int) -> tuple[str, ...]:
+    """Choose the training cases that keep their label; a smaller amount gives a subset of a larger one.
+
+    Args:
+        training: labelled training cases of a fold.
+        amount: ``20%``, ``0.2`` or ``4``; at least one case is kept.
+        everyone: all labelled cases of the dataset, so that folds agree on the order.
+        seed: other seeds draw other subsets.
+
+    Raises: PlanError if `amount` is none of these, or more than there is.
+    """
+    try:
+        number = float(amount.rstrip("%")) / (100 if amount.endswith("%") else 1)
+    except ValueError:
+        number = math.nan
+    is_fraction = amount.endswith("%") or "." in amount
+    if not 0 < number <= (1 if is_fraction else len(training)):
+        raise PlanError(
+            f"--labelled {amount}: should be a percentage up to 100%, a fraction up to 1.0 or a number of cases from "
+            f"1 to {len(training)}, which is how many labelled training cases a fold has."
+        )
+    count = max(1, round(number * len(training))) if is_fraction else round(number)
+    order = sorted(everyone)
+    np.random.RandomState(seed).shuffle(order)
+    chosen = [case for case in order if case in set(training)][:count]
+    return tuple(sorted(chosen))
+
+
+def assign_roles(
+    entries: Sequence[Entry],
+    *,
+    needs: Sequence[str],
+    labelled: str | None = None,
+    labelled_cases: Sequence[str] = (),
+    source_domain: str | None = None,
+    target_domain: str | None = None,
+    leave_out_domain: str | None = None,
+    seed: int = 0,
+    where: str,
+) -> tuple[tuple[dict[str, tuple[str, ...]], ...], dict[str, str]]:
+    """Give every case of a dataset a role in every fold.
+
+    Args:
+        needs: roles that the method wants (`Needs.roles`).
+        labelled, labelled_cases, source_domain, target_domain, leave_out_domain: as in `Overrides`.
+        seed: of the choice that `labelled` asks for.
+        where: the dataset's name, for errors.
+
+    Returns: the folds, and reasons by key.
+    Raises: PlanError if a domain or a case that is named does not exist.
+    """
+    _check(entries, (source_domain, target_domain, leave_out_domain), labelled_cases, where)
+    reasons: dict[str, str] = {}
+    left_out = {entry.id for entry in entries if leave_out_domain is not None and entry.domain == leave_out_domain}
+    inside = [entry for entry in entries if entry.id not in left_out]
+    hidden: set[str] = set()
+    if source_domain is not None or target_domain is not None:
+        sources = [e for e in inside if _is_source(e, source_domain, target_domain)]
+        targets = [e for e in inside if target_domain is None or e.domain == target_domain]
+        hidden = {entry.id for entry in targets} - {entry.id for entry in sources}
+        inside = [entry for entry in inside if entry in sources or entry.id in hidden]
+        reasons["folds.domains"] = (
+            f"labels of {source_domain or f'all but {target_domain}'} only, validation among them; "
+            f"cases of {target_domain or 'the other domains'} are unlabelled, their labels are not used"
+        )
+    if leave_out_domain is not None:
+        reasons["folds.leave_out"] = f"all {len(left_out)} cases of {leave_out_domain} are kept for testing"
+    pool = [entry for entry in inside if entry.is_labelled and entry.id not in hidden]
+    free = {entry.id for entry in inside} - {entry.id for entry in pool}
+    folds, reasons["folds"] = split(pool)
+    single = next((role for role in ("atlas", "support") if role in needs), None)
+    template = _template(pool, labelled_cases) if single else None
+    result = []
+    for training, validation in folds:
+        keep = tuple(training)
+        if single is None and labelled_cases:
+            keep = tuple(sorted(labelled_cases))
+        elif single is None and labelled is not None:
+            keep = keep_labels(training, amount=labelled, everyone=[e.id for e in pool], seed=seed)
+        roles: dict[str, tuple[str, ...]] = {}
+        if single is not None and template is not None:
+            roles[single] = (template,)
+            validation = tuple(case for case in validation if case != template)
+            keep = tuple(case for case in training if case != template) if "labelled" in needs else ()
+        validation = tuple(case for case in validation if case not in keep)
+        roles["labelled"] = keep
+        used = {case for ids in roles.values() for case in ids} | set(validation)
+        roles["unlabelled"] = tuple(sorted((free | set(training)) - used))
+        roles["validation"] = validation
+        roles["test"] = tuple(sorted(left_out))
+        result.append({role: ids for role, ids in roles.items() if ids})
+    if single is None and (labelled is not None or labelled_cases):
+        asked = f"--labelled {labelled}" if not labelled_cases else "--labelled-cases"
+        kept = len(result[0].get("labelled", ()))
+        reasons["folds.labelled"] = f"{kept} of {len(folds[0][0])} training cases keep their label ({asked}), seed {seed}"
+    if single is not None and template is not None:
+        how = "named by the user" if labelled_cases else "nearest to the median size among the labelled cases"
+        reasons[f"folds.{single}"] = (
+            f"case {template} ({how}); other labelled cases serve validation (about 20 %) or are treated as unlabelled"
+        )
+    return tuple(result), reasons
+
+
+def _is_source(entry: Entry, source: str | None, target: str | None) -> bool:
+    return entry.domain == source if source is not None else entry.domain != target
+
+
+def _template(pool: Sequence[Entry], chosen: Sequence[str]) -> str | None:
+    if chosen:
+        return chosen[0]
+    return min(pool, key=lambda entry: (entry.typicality, entry.id)).id if pool else None
+
+
+def _check(entries: Sequence[Entry], domains: Sequence[str | None], cases: Sequence[str], where: str) -> None:
+    known_domains = sorted({entry.domain for entry in entries if entry.domain is not None})
+    for domain in domains:
+        if domain is not None and domain not in known_domains:
+            listed = ", ".join(known_domains) or "none (dataset.json gives no 'domain' per case)"
+            raise PlanError(f"{where}: there is no domain '{domain}'; the domains are {listed}.")
+    labelled = {entry.id for entry in entries if entry.is_labelled}
+    for case in cases:
+        if case not in labelled:
+            raise PlanError(f"{where}: there is no labelled case '{case}' (--labelled-cases).")

@@ -1,0 +1,161 @@
+"""What a user asks of the planner in place of its own rules, and how it reaches the plan."""
+
+import ast
+import dataclasses
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from medplan.errors import PlanError, did_you_mean
+from medplan.plan.schema import Plan
+from medplan.records import decode, encode
+
+__all__ = ["Overrides", "apply_settings", "parse_setting"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """Choices of the user; None leaves the choice to the planner. Every one that is made is named as the reason.
+
+    Attributes:
+        name: name of the plan; needed for a union of datasets if the joined names do not serve.
+        spacing: target spacing in mm (z, y, x); one number stands for all three axes.
+        patch_size: voxels (z, y, x); two numbers (y, x) for 2-D.
+        batch_size, iterations, lr, seed: as in `medplan.plan.schema.Training`.
+        dims: 2 or 3.
+        encoder, encoder_weights: as in `medplan.plan.schema.Plan`.
+        gpu_memory: memory target of a training step in GB (2^30 bytes).
+        labelled: how many of a fold's labelled training cases keep their label: ``20%``, ``0.2`` or ``4``.
+        labelled_cases: ids of the training cases that keep their label; an atlas or a support case is taken
+            from them.
+        source_domain, target_domain: learn with the labels of one domain for another, whose labels are not used.
+        leave_out_domain: a domain that is kept for testing.
+        pretrain_on: names of datasets whose images (not labels) serve the first phases only.
+        settings: further keys of the plan, ``{"training.lr": 0.005}``, as `parse_setting` reads them.
+    """
+
+    name: str | None = None
+    spacing: tuple[float, ...] | None = None
+    patch_size: tuple[int, ...] | None = None
+    batch_size: int | None = None
+    iterations: int | None = None
+    lr: float | None = None
+    seed: int | None = None
+    dims: int | None = None
+    encoder: str | None = None
+    encoder_weights: str | None = None
+    gpu_memory: float | None = None
+    labelled: str | None = None
+    labelled_cases: tuple[str, ...] = ()
+    source_domain: str | None = None
+    target_domain: str | None = None
+    leave_out_domain: str | None = None
+    pretrain_on: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def value(self, key: str, named: str | None = None) -> tuple[Any, str] | None:
+        """Return what the user chose for a key of the plan, and the reason to give, or None if nothing.
+
+        Args:
+            key: dotted key of the plan, ``training.lr``.
+            named: attribute of this record that means the same.
+        """
+        if key in self.settings:
+            return self.settings[key], f"set by the user (--set {key}=...)"
+        if named is not None and getattr(self, named) is not None:
+            return getattr(self, named), f"set by the user (--{named.replace('_', '-')})"
+        return None
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Read ``key=value``; the value is JSON or a Python literal, else a text; ``1,2,3`` is a list.
+
+    Raises: PlanError if there is no ``=``.
+    """
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise PlanError(f"'{text}' should be key=value, for example training.lr=0.005.")
+    return key.strip(), _literal(value.strip())
+
+
+def apply_settings(plan: Plan, settings: Mapping[str, Any], config: type | None = None) -> Plan:
+    """Return the plan with some keys set, each checked against the type of its key.
+
+    Args:
+        settings: values by dotted key; an entry of a list is a number: ``datasets.0.share``.
+        config: the method's `Config`, which ``config.<key>`` is checked against.
+
+    Raises: PlanError naming the key, with the nearest valid one, or the type that is expected.
+    """
+    if not settings:
+        return plan
+    data = encode(plan)
+    for key, value in settings.items():
+        _check_key(key, config)
+        _assign(data, key, encode(value), where=f"plan '{plan.name}'")
+        data["reasons"][key] = f"set by the user (--set {key}=...)"
+    return decode(Plan, data, where=f"plan '{plan.name}'")
+
+
+def _literal(text: str) -> Any:
+    lowered = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in lowered:
+        return lowered[text.lower()]
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
+
+
+def _check_key(key: str, config: type | None) -> None:
+    parts = key.split(".")
+    kind: Any = Plan
+    for depth, part in enumerate(parts):
+        if depth == 1 and parts[0] == "config":
+            kind = config
+        if kind is None:
+            return
+        kind = _without_none(kind)
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            known = [entry.name for entry in dataclasses.fields(kind)]
+            if part not in known:
+                prefix = "".join(f"{name}." for name in parts[:depth])
+                near = did_you_mean(key, [prefix + name for name in known])
+                raise PlanError(f"unknown key '{key}'{near}; valid here are {', '.join(known)}.")
+            kind = get_type_hints(kind)[part]
+        elif get_origin(kind) is tuple:
+            kind = get_args(kind)[0]
+        else:
+            return
+
+
+def _without_none(kind: Any) -> Any:
+    if get_origin(kind) in (Union, types.UnionType):
+        kinds = [entry for entry in get_args(kind) if entry is not type(None)]
+        return kinds[0] if len(kinds) == 1 else kind
+    return kind
+
+
+def _assign(data: Any, key: str, value: Any, *, where: str) -> None:
+    *parents, last = key.split(".")
+    for depth, part in enumerate(parents):
+        if isinstance(data, list):
+            data = data[_index(data, part, key, where)]
+            continue
+        if data.get(part) is None:
+            raise PlanError(f"{where}: '{'.'.join(parents[: depth + 1])}' is not there, so '{key}' cannot be set.")
+        data = data[part]
+    if isinstance(data, list):
+        data[_index(data, last, key, where)] = value
+    else:
+        data[last] = value
+
+
+def _index(data: list[Any], part: str, key: str, where: str) -> int:
+    if not part.isdigit() or int(part) >= len(data):
+        raise PlanError(f"{where}: '{part}' in '{key}' should be a number from 0 to {len(data) - 1}.")
+    return int(part)
