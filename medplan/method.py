@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from medplan.data.cases import Case, CaseStore
+from medplan.errors import MethodError
 from medplan.plan.schema import Plan
 
 __all__ = [
@@ -212,6 +212,14 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
         """Compute the losses, call `update`, and return scalars to log, as detached tensors."""
+
+    def load_encoder(self, weights: Mapping[str, Tensor]) -> None:
+        """Fill the encoder from a published weight file (`Plan.encoder_weights`), strictly.
+
+        Raises: MethodError if the method has no encoder with published weights; CheckpointError listing the
+            tensors that are missing or odd.
+        """
+        raise MethodError(f"{type(self).__name__} takes no encoder weights; train it with '--encoder-weights none'.")
 
     @abstractmethod
     def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:
