@@ -23,8 +23,8 @@ def track(items: Iterable[T], *, label: str, total: int | None = None) -> Iterat
         label: what is being done, as a noun ("fingerprint", "preprocessing ACDC").
         total: number of items, where `items` does not know its length.
 
-    When standard error is a terminal a tqdm bar is drawn on it; else a line is logged (level INFO) at most every
-    15 seconds and nothing at all for work that is done sooner.
+    When standard error is a terminal a tqdm bar is drawn on it; else a line is logged (level INFO) at most
+    every 15 seconds, and nothing at all for work that is done sooner.
     """
     count = len(items) if total is None and isinstance(items, Sized) else total
     if sys.stderr.isatty():
