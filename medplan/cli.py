@@ -1,11 +1,12 @@
 """The command line: what each verb takes, and the one place where errors become exit codes.
 
-A verb is a function in ``medplan/commands`` whose parameters have the names of its flags. Nothing heavy is imported
-before a verb runs, so that ``medplan --help`` answers at once.
+A verb is a function in ``medplan/commands`` whose parameters have the names of its flags. Nothing heavy is
+imported before a verb runs, so that ``medplan --help`` answers at once.
 """
 
 import argparse
 import importlib
+import inspect
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -34,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = vars(_parse(parser, list(sys.argv[1:] if arguments is None else arguments)))
         run: Callable[..., int | None] = options.pop("run_verb")
         logging.basicConfig(
-            level=logging.DEBUG if options.pop("verbose") else logging.INFO, format="%(message)s", stream=sys.stderr
+            level=logging.DEBUG if options.pop("verbose") else logging.INFO,
+            format="%(message)s",
+            stream=sys.stderr,
         )
         return run(**options) or 0
     except MedplanError as error:
@@ -77,12 +80,33 @@ def build_parser() -> argparse.ArgumentParser:
 
     verb("datasets", "data", "List the converters and the datasets of the workspace.", _workspace)
 
-    fingerprint = verb("fingerprint", "data", "Measure a dataset and check it.", _datasets, _workers, _workspace)
-    fingerprint.add_argument("--check", action="store_true", help="report every problem of the files, write nothing")
-    fingerprint.add_argument("--repair", type=Path, metavar="FOLDER", help="write a corrected copy of the dataset there")
+    fingerprint = verb(
+        "fingerprint", "data", "Measure a dataset and check it.", _datasets, _workers, _workspace
+    )
+    fingerprint.add_argument(
+        "--check", action="store_true", help="report every problem of the files, write nothing"
+    )
+    fingerprint.add_argument(
+        "--repair", type=Path, metavar="FOLDER", help="write a corrected copy of the dataset there"
+    )
 
-    verb("plan", "planning", "Decide everything for one method or for all that fit.", _datasets, _method, _planning)
-    verb("preprocess", "planning", "Prepare the cases as the plans say.", _datasets, _method, _workers, _workspace)
+    verb(
+        "plan",
+        "planning",
+        "Decide everything for one method or for all that fit.",
+        _datasets,
+        _method,
+        _planning,
+    )
+    verb(
+        "preprocess",
+        "planning",
+        "Prepare the cases as the plans say.",
+        _datasets,
+        _method,
+        _workers,
+        _workspace,
+    )
     verb(
         "plan_and_preprocess", "planning", "fingerprint, plan and preprocess.",
         _datasets, _method, _planning, _workers,
@@ -90,44 +114,76 @@ def build_parser() -> argparse.ArgumentParser:
     verb("methods", "planning", "List the methods.")
 
     train = verb("train", "training", "Train a method.", _dataset, _workers, _device, _workspace)
-    train.add_argument("-m", "--method", help="method (default: the only one planned, else the recommended one)")
-    train.add_argument("--fold", default="0", help="fold number, or 'all' for one after the other (default 0)")
+    train.add_argument(
+        "-m", "--method", help="method (default: the only one planned, else the recommended one)"
+    )
+    train.add_argument(
+        "--fold", default="0", help="fold number, or 'all' for one after the other (default 0)"
+    )
     train.add_argument("--run", default="default", help="name of this run (default 'default')")
     _numbers(train)
     train.add_argument("--restart", action="store_true", help="begin anew instead of resuming")
-    train.add_argument("--from", dest="start_from", type=Path, metavar="RUN", help="start from this run's weights")
+    train.add_argument(
+        "--from", dest="start_from", type=Path, metavar="RUN", help="start from this run's weights"
+    )
     train.add_argument("--compile", dest="compile_network", action="store_true", help="compile the networks")
     train.add_argument(
-        "--track", action="append", default=[], choices=["tensorboard", "mlflow", "wandb"], help="also log there"
+        "--track",
+        action="append",
+        default=[],
+        choices=["tensorboard", "mlflow", "wandb"],
+        help="also log there",
     )
 
     predict = verb("predict", "prediction", "Segment images.", _device, _workers, _workspace)
-    predict.add_argument("-i", "--input", type=Path, required=True, help="image, folder of images or DICOM folder")
+    predict.add_argument(
+        "-i", "--input", type=Path, required=True, help="image, folder of images or DICOM folder"
+    )
     predict.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
     _model(predict)
-    predict.add_argument("--step", type=float, default=0.5, help="window step as a share of the patch (default 0.5)")
+    predict.add_argument(
+        "--step", type=float, default=0.5, help="window step as a share of the patch (default 0.5)"
+    )
     predict.add_argument("--mirror", action="store_true", help="average over mirrored images")
     predict.add_argument("--probabilities", action="store_true", help="also write class probabilities")
-    predict.add_argument("--no-postprocessing", dest="postprocessing", action="store_false", help="leave components")
-    predict.add_argument("--prompts", type=Path, metavar="JSON", help="boxes per image, for methods that take them")
-    predict.add_argument("--support", action="append", default=[], metavar="CASE", help="labelled example; repeatable")
+    predict.add_argument(
+        "--no-postprocessing", dest="postprocessing", action="store_false", help="leave components"
+    )
+    predict.add_argument(
+        "--prompts", type=Path, metavar="JSON", help="boxes per image, for methods that take them"
+    )
+    predict.add_argument(
+        "--support", action="append", default=[], metavar="CASE", help="labelled example; repeatable"
+    )
     predict.add_argument("--tasks", nargs="+", default=[], metavar="CLASS", help="only these classes")
 
     evaluate = verb("evaluate", "evaluation", "Compare predictions with references.", _workers, _workspace)
     evaluate.add_argument("-i", "--input", type=Path, required=True, help="folder of predictions")
     evaluate.add_argument("-r", "--reference", type=Path, required=True, help="folder of reference labels")
-    evaluate.add_argument("-o", "--output", type=Path, help="folder for summary.json and metrics.csv (default input)")
-    evaluate.add_argument("-d", "--dataset", help="dataset whose labels apply (default: as the predictions say)")
-    evaluate.add_argument("--tolerance-mm", type=float, default=2.0, help="tolerance of the NSD in mm (default 2)")
+    evaluate.add_argument(
+        "-o", "--output", type=Path, help="folder for summary.json and metrics.csv (default input)"
+    )
+    evaluate.add_argument(
+        "-d", "--dataset", help="dataset whose labels apply (default: as the predictions say)"
+    )
+    evaluate.add_argument(
+        "--tolerance-mm", type=float, default=2.0, help="tolerance of the NSD in mm (default 2)"
+    )
     evaluate.add_argument("--no-surface", dest="surface", action="store_false", help="overlap metrics only")
-    evaluate.add_argument("--allow-missing", action="store_true", help="references without prediction are left out")
+    evaluate.add_argument(
+        "--allow-missing", action="store_true", help="references without prediction are left out"
+    )
 
     report = verb("report", "evaluation", "Write one HTML page about a run.", _workspace)
     _model(report)
-    report.add_argument("-i", "--input", type=Path, help="folder of evaluated predictions (default: the validation)")
+    report.add_argument(
+        "-i", "--input", type=Path, help="folder of evaluated predictions (default: the validation)"
+    )
     report.add_argument("-r", "--reference", type=Path, help="folder of reference labels, for the overlays")
     report.add_argument("--images", type=Path, help="folder of the images, for the overlays")
-    report.add_argument("-o", "--output", type=Path, help="file to write (default report.html in the run's folder)")
+    report.add_argument(
+        "-o", "--output", type=Path, help="file to write (default report.html in the run's folder)"
+    )
 
     export = verb("export", "prediction", "Pack a trained model into one zip.", _workspace)
     _model(export)
@@ -137,11 +193,20 @@ def build_parser() -> argparse.ArgumentParser:
     install.add_argument("archive", type=Path, help="zip file")
 
     demo = verb("demo", "demo", "Run everything on a small brain dataset.", _device)
-    demo.add_argument("--folder", type=Path, default=Path("medplan_demo"), help="workspace to make (default %(default)s)")
+    demo.add_argument(
+        "--folder", type=Path, default=Path("medplan_demo"), help="workspace to make (default %(default)s)"
+    )
     demo.add_argument("-m", "--method", help="method (default: the recommended one)")
-    demo.add_argument("--iters", type=int, help="training iterations (default: as long as the demo should take)")
+    demo.add_argument(
+        "--iters", type=int, help="training iterations (default: as long as the demo should take)"
+    )
 
-    verb("info", "info", "Show versions, devices, free memory and disk, and where weights are looked for.", _workspace)
+    verb(
+        "info",
+        "info",
+        "Show versions, devices, free memory and disk, and where weights are looked for.",
+        _workspace,
+    )
     return parser
 
 
@@ -151,17 +216,26 @@ def _everywhere(parser: argparse.ArgumentParser) -> None:
 
 def _workspace(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--workspace", type=Path, help="folder with raw_data/, plans/, ... (default $MEDPLAN_WORKSPACE, else here)"
+        "--workspace",
+        type=Path,
+        help="folder with raw_data/, plans/, ... (default $MEDPLAN_WORKSPACE, else here)",
     )
 
 
 def _dataset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-d", "--dataset", required=True, help="dataset or plan name, e.g. OASIS or Dataset027_ACDC")
+    parser.add_argument(
+        "-d", "--dataset", required=True, help="dataset or plan name, e.g. OASIS or Dataset027_ACDC"
+    )
 
 
 def _datasets(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-d", "--datasets", nargs="+", required=True, metavar="DATASET", help="e.g. OASIS, Dataset027_ACDC or 27"
+        "-d",
+        "--datasets",
+        nargs="+",
+        required=True,
+        metavar="DATASET",
+        help="e.g. OASIS, Dataset027_ACDC or 27",
     )
 
 
@@ -179,7 +253,9 @@ def _device(parser: argparse.ArgumentParser) -> None:
 
 def _model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, metavar="DIR|ZIP", help="run folder or exported zip")
-    parser.add_argument("-d", "--dataset", help="dataset the model was trained on (default: the last finished run)")
+    parser.add_argument(
+        "-d", "--dataset", help="dataset the model was trained on (default: the last finished run)"
+    )
     parser.add_argument("-m", "--method", help="its method")
     parser.add_argument("--run", help="its run")
     parser.add_argument("--folds", nargs="+", type=int, help="folds to use (default: all that are there)")
@@ -187,36 +263,47 @@ def _model(parser: argparse.ArgumentParser) -> None:
 
 
 def _numbers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--iters", type=int, help="training iterations in all")
-    parser.add_argument("--batch-size", type=int, help="samples per step")
-    parser.add_argument("--patch-size", type=int, nargs="+", metavar="N", help="z y x, or y x for slices")
-    parser.add_argument("--lr", type=float, help="base learning rate")
-    parser.add_argument("--seed", type=int, help="of everything random")
-    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="KEY=VALUE", help="any plan entry")
+    """Add the flags that change a plan's numbers; together with `_planning` the fields of `Overrides`."""
+    add = parser.add_argument
+    add("--iters", dest="iterations", type=int, metavar="N", help="training iterations in all")
+    add("--batch-size", type=int, metavar="N", help="samples per step")
+    add("--patch-size", type=int, nargs="+", metavar="N", help="z y x, or y x for slices")
+    add("--lr", type=float, help="base learning rate")
+    add("--seed", type=int, help="of everything random")
+    add(
+        "--set",
+        dest="settings",
+        action="append",
+        metavar="KEY=VALUE",
+        help="any entry of the plan; repeatable",
+    )
 
 
 def _planning(parser: argparse.ArgumentParser) -> None:
     _numbers(parser)
     _workspace(parser)
-    parser.add_argument("--name", help="name of the plan of several datasets")
-    parser.add_argument("--spacing", type=float, nargs="+", metavar="MM", help="target spacing: z y x, or one number")
-    parser.add_argument("--gpu-memory", type=float, metavar="GB", help="memory to fill (default: what is there, else 24)")
-    parser.add_argument("--encoder", help="one of the method's encoders")
-    parser.add_argument("--encoder-weights", metavar="FILE", help="weights to start the encoder from, or 'none'")
-    parser.add_argument("--labelled", metavar="N|P%%", help="use the labels of only so many training cases")
-    parser.add_argument("--labelled-cases", nargs="+", default=[], metavar="CASE", help="use the labels of these only")
-    parser.add_argument("--source-domain", help="learn the labels of this domain ...")
-    parser.add_argument("--target-domain", help="... for use in this one, whose labels are not read")
-    parser.add_argument("--leave-out-domain", help="keep this domain for testing")
-    parser.add_argument("--pretrain-on", nargs="+", default=[], metavar="DATASET", help="also learn from these images")
-    parser.add_argument("--atlas", metavar="CASE", help="the one labelled case of a one-shot method")
+    add = parser.add_argument
+    add("--name", help="name of the plan of several datasets")
+    add("--spacing", type=float, nargs="+", metavar="MM", help="target spacing: z y x, or one number")
+    add("--dims", type=int, choices=[2, 3], help="slices or volumes")
+    add("--gpu-memory", type=float, metavar="GB", help="memory to fill (default: what is there, else 24)")
+    add("--encoder", help="one of the method's encoders")
+    add("--encoder-weights", metavar="FILE", help="weights to start the encoder from, or 'none'")
+    add("--labelled", metavar="N|P%%", help="use the labels of only so many training cases")
+    add("--labelled-cases", nargs="+", metavar="CASE", help="use the labels of these training cases only")
+    add("--source-domain", metavar="DOMAIN", help="learn with the labels of this domain ...")
+    add("--target-domain", metavar="DOMAIN", help="... for this one, whose labels are not read")
+    add("--leave-out-domain", metavar="DOMAIN", help="keep this domain for testing")
+    add("--pretrain-on", nargs="+", metavar="DATASET", help="also learn from the images of these")
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
     verbs = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
     name = arguments[0].replace("-", "_") if arguments and not arguments[0].startswith("-") else None
     if name is not None and name not in verbs:
-        raise UsageError(f"There is no verb '{arguments[0]}'{did_you_mean(name, verbs)}. See 'medplan --help'.")
+        raise UsageError(
+            f"There is no verb '{arguments[0]}'{did_you_mean(name, verbs)}. See 'medplan --help'."
+        )
     if name is not None:
         arguments = [name, *(_canonical(word, verbs[name]) for word in arguments[1:])]
     return parser.parse_args(arguments)
@@ -249,11 +336,25 @@ def _is_number(word: str) -> bool:
 
 
 def _lazy(module: str, function: str) -> Callable[..., int | None]:
-    def run(**options: Any) -> int | None:
+    def run(*, verb: str, **options: Any) -> int | None:
         command = getattr(importlib.import_module(f"medplan.commands.{module}"), function)
-        result: int | None = command(**{key: value for key, value in options.items() if key != "verb"})
+        if "overrides" in inspect.signature(command).parameters:
+            options = _gather_overrides(options)
+        result: int | None = command(**options)
         return result
 
-    run.__qualname__ = f"{module}.{function}"
     return run
 
+
+def _gather_overrides(options: dict[str, Any]) -> dict[str, Any]:
+    """Move the options that are fields of `Overrides` into one record."""
+    from dataclasses import fields
+
+    from medplan.plan.overrides import Overrides, parse_setting
+
+    known = {field.name for field in fields(Overrides)} & options.keys()
+    chosen = {name: options.pop(name) for name in known}
+    chosen["settings"] = dict(map(parse_setting, chosen.get("settings") or []))
+    lists = {name: tuple(value) for name, value in chosen.items() if isinstance(value, list)}
+    given = {name: value for name, value in (chosen | lists).items() if value is not None}
+    return {**options, "overrides": Overrides(**given)}

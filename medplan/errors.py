@@ -14,7 +14,15 @@ line prints it without a traceback and exits with status 2.
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["CheckpointError", "DataError", "MedplanError", "MethodError", "PlanError", "UsageError", "did_you_mean"]
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "MedplanError",
+    "MethodError",
+    "PlanError",
+    "UsageError",
+    "did_you_mean",
+]
 
 
 class MedplanError(Exception):

@@ -3,8 +3,8 @@
 A method holds networks, losses and its own numbers. It never sees a rank, a device, a path, a logger or the
 environment; the loop never names a teacher, a queue, a task or a prompt. They meet here.
 
-Tensor shapes, everywhere: images are (B, C, Z, Y, X) float32, label maps (B, Z, Y, X) int16 codes of the dataset's
-`LabelSpace`; two-dimensional methods see Z = 1.
+Tensor shapes, everywhere: images are (B, C, Z, Y, X) float32, label maps (B, Z, Y, X) int16 codes of the
+dataset's `LabelSpace`; two-dimensional methods see Z = 1.
 """
 
 from abc import ABC, abstractmethod
@@ -27,8 +27,8 @@ __all__ = [
 ]  # fmt: skip
 
 Element = dict[str, Any]
-"""One training sample: NumPy arrays of fixed shape, and ``case``, the key of the case it was cut from (or several
-keys joined by a space)."""
+"""One training sample: NumPy arrays of fixed shape, and ``case``, the key of the case it was cut from (or
+several keys joined by a space)."""
 
 Batch = dict[str, Any]
 """Elements stacked into tensors on the device; ``case`` is a list of texts."""
@@ -40,8 +40,8 @@ Augment = Callable[[Batch, torch.Generator], Batch]
 """Augments a batch on the device; pure in (batch, generator)."""
 
 Predictor = Callable[[Tensor, Sequence[tuple[int, int, int]]], Tensor]
-"""(patches (B, C, Z, Y, X), corner (z, y, x) of each patch in the preprocessed case) -> logits (B, K, Z, Y, X),
-float32, where K is `LabelSpace.num_outputs`. Corners can be negative where the case was padded."""
+"""(patches (B, C, Z, Y, X), corner (z, y, x) of each patch in the preprocessed case) -> logits (B, K, Z, Y,
+X), float32, where K is `LabelSpace.num_outputs`. Corners can be negative where the case was padded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,10 @@ class Needs:
         roles: roles of cases that a fold must have at least one of.
         encoders: names it can take, preferred first.
         patch_multiple: every side of the patch (the slice axis of a 2-D patch apart) is a multiple of this.
-        grid: ``isotropic`` resamples to 1.5 mm; ``squeezed`` to a fixed shape; ``native`` keeps each case's grid.
-        normalisation: ``auto`` by modality (CT dataset statistics, MR z-score, RGB unit); ``unit`` [0, 1] per case.
+        grid: ``isotropic`` resamples to 1.5 mm; ``squeezed`` to a fixed shape; ``native`` keeps each case's
+            grid.
+        normalisation: ``auto`` by modality (CT dataset statistics, MR z-score, RGB unit); ``unit`` [0, 1] per
+            case.
         whole_image: the patch is the whole (padded) image rather than a part of it.
         pyramid: the planner shapes a convolutional encoder (`Plan.pyramid`).
         several_datasets: it can learn several datasets at once.
@@ -73,7 +75,9 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """The facts that decide which method fits, and how it is set up; made from fingerprints, before any plan."""
+    """The facts that decide which method fits, and how it is set up; made from fingerprints, before any
+    plan.
+    """
 
     num_datasets: int
     num_labelled: int
@@ -184,8 +188,8 @@ class Update(Protocol):
 class Method(nn.Module, ABC):
     """A method: everything that training changes is a parameter or a buffer of it.
 
-    A subclass is found by its file's name: ``medplan/methods/<name>.py`` with ``METHOD = <class>``, or by an entry
-    point in the group ``medplan.methods``.
+    A subclass is found by its file's name: ``medplan/methods/<name>.py`` with ``METHOD = <class>``, or by an
+    entry point in the group ``medplan.methods``.
     """
 
     needs: ClassVar[Needs]
@@ -219,7 +223,9 @@ class Method(nn.Module, ABC):
         Raises: MethodError if the method has no encoder with published weights; CheckpointError listing the
             tensors that are missing or odd.
         """
-        raise MethodError(f"{type(self).__name__} takes no encoder weights; train it with '--encoder-weights none'.")
+        raise MethodError(
+            f"{type(self).__name__} takes no encoder weights; train it with '--encoder-weights none'."
+        )
 
     @abstractmethod
     def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:

@@ -1,6 +1,6 @@
 """Randomness as a pure function of names and counters, so that there is no generator state to save.
 
-Element i of phase p of a run with seed s is always drawn from ``generator(s, p, i)``: resuming at any step, or
+Element i of phase p of a run with seed s is always drawn from ``generator(s, p, i)``: resuming at any step or
 changing the number of workers, draws the same numbers.
 """
 

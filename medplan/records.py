@@ -1,4 +1,6 @@
-"""Frozen dataclasses to JSON and back, strictly: an unknown key or a wrong type is an error that names the key."""
+"""Frozen dataclasses to JSON and back, strictly: an unknown key or a wrong type is an error that names the
+key.
+"""
 
 import dataclasses
 import json
@@ -41,7 +43,9 @@ def decode(kind: type[Record], data: Any, *, where: str) -> Record:
 
 
 def read_json(kind: type[Record], path: Path) -> Record:
-    """Read a record that `write_json` wrote. Raises PlanError when it is missing, not JSON or not such a record."""
+    """Read a record that `write_json` wrote. Raises PlanError when it is missing, not JSON or not such a
+    record.
+    """
     try:
         data = json.loads(path.read_text())
     except FileNotFoundError:
@@ -84,7 +88,9 @@ def _decode(kind: Any, data: Any, where: str, key: str) -> Any:
         if not isinstance(data, Mapping):
             raise _mismatch(where, key, "an object", data)
         value_kind = arguments[1] if arguments else Any
-        return {name: _decode(value_kind, item, where, f"{key}.{name}".lstrip(".")) for name, item in data.items()}
+        return {
+            name: _decode(value_kind, item, where, f"{key}.{name}".lstrip(".")) for name, item in data.items()
+        }
     return _decode_scalar(kind, data, where, key)
 
 
@@ -99,7 +105,9 @@ def _decode_union(arguments: tuple[Any, ...], data: Any, where: str, key: str) -
             return _decode(candidate, data, where, key)
         except PlanError:
             continue
-    raise _mismatch(where, key, " or ".join(getattr(kind, "__name__", str(kind)) for kind in candidates), data)
+    raise _mismatch(
+        where, key, " or ".join(getattr(kind, "__name__", str(kind)) for kind in candidates), data
+    )
 
 
 def _decode_dataclass(kind: Any, data: Any, where: str, key: str) -> Any:
@@ -129,7 +137,8 @@ def _decode_tuple(arguments: tuple[Any, ...], data: Any, where: str, key: str) -
     if len(data) != len(arguments):
         raise _mismatch(where, key, f"a list of {len(arguments)}", data)
     return tuple(
-        _decode(kind, item, where, f"{key}[{i}]") for i, (kind, item) in enumerate(zip(arguments, data, strict=True))
+        _decode(kind, item, where, f"{key}[{i}]")
+        for i, (kind, item) in enumerate(zip(arguments, data, strict=True))
     )
 
 

@@ -1,7 +1,7 @@
 """Published weight files: where they are looked for, and how they are told apart.
 
-Nothing is downloaded. A file is named in the plan (`encoder_weights`) by path, or by its name alone when it lies in
-the weights folder: $MEDPLAN_WEIGHTS, else ``~/.cache/medplan/weights``.
+Nothing is downloaded. A file is named in the plan (`encoder_weights`) by path, or by its name alone when it
+lies in the weights folder: $MEDPLAN_WEIGHTS, else ``~/.cache/medplan/weights``.
 """
 
 import hashlib
@@ -56,13 +56,15 @@ def locate(name: str) -> Path:
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
         raise CheckpointError(
-            f"The weight file '{name}' is neither a path nor in {folder()} (MEDPLAN_WEIGHTS). Put it there, or train "
+            f"The weight file '{name}' is neither a path nor in {folder()} (MEDPLAN_WEIGHTS). Put it there, "
+            f"or train "
             "from random weights with '--encoder-weights none'."
         )
     expected = next((known.sha256 for known in KNOWN if known.name == path.name), None)
     if expected is not None and (found := _sha256(path)) != expected:
         raise CheckpointError(
-            f"{path}: not the published file of that name (sha256 {found[:12]}..., expected {expected[:12]}...); "
+            f"{path}: not the published file of that name (sha256 {found[:12]}..., expected "
+            f"{expected[:12]}...); "
             "the download may be broken. Fetch it again."
         )
     return path

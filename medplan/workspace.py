@@ -25,7 +25,9 @@ class Workspace:
         chosen = root or Path(os.environ.get("MEDPLAN_WORKSPACE") or ".")
         if not chosen.is_dir():
             source = "--workspace" if root else "MEDPLAN_WORKSPACE"
-            raise UsageError(f"The workspace '{chosen}' ({source}) is not a folder; create it or name another.")
+            raise UsageError(
+                f"The workspace '{chosen}' ({source}) is not a folder; create it or name another."
+            )
         return cls(chosen.resolve())
 
     @property
@@ -44,35 +46,47 @@ class Workspace:
     def run_folder(self, name: str, method: str, run: str) -> Path:
         return self.root / "results" / name / method / run
 
+    def raw_folders(self) -> list[Path]:
+        """Return every raw dataset, those of $nnUNet_raw after our own."""
+        roots = [root for root in self._raw_roots() if root.is_dir()]
+        return [folder for root in roots for folder in sorted(root.iterdir()) if folder.is_dir()]
+
     def raw_folder(self, name: str) -> Path:
         """Find a raw dataset by name, ``Dataset027_ACDC``, ``27`` or ``ACDC``; falls back to $nnUNet_raw.
 
         Raises: UsageError listing where was searched and the nearest known name.
         """
-        roots = [self.raw_data]
-        if os.environ.get("nnUNet_raw"):
-            roots.append(Path(os.environ["nnUNet_raw"]))
         known: dict[str, Path] = {}
-        for root in roots:
-            folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-            for folder in folders:
-                for alias in _aliases(folder.name):
-                    known.setdefault(alias.lower(), folder)
+        for folder in self.raw_folders():
+            for alias in _aliases(folder.name):
+                known.setdefault(alias.lower(), folder)
         if name.lower() in known:
             return known[name.lower()]
         names = sorted({folder.name for folder in known.values()})
         listed = f"It has: {', '.join(names)}" if names else "There are no datasets in it yet"
+        searched = " or ".join(map(str, self._raw_roots()))
         raise UsageError(
-            f"There is no dataset '{name}' in {' or '.join(map(str, roots))}{did_you_mean(name, names)}. {listed}. "
-            "Put a dataset there in nnU-Net's layout, or make one with 'medplan convert'."
+            f"There is no dataset '{name}' in {searched}{did_you_mean(name, names)}. {listed}. Put a dataset "
+            "there in nnU-Net's layout, or make one with 'medplan convert'."
         )
 
     def dataset_name(self, name: str) -> str:
-        """Return the short name under which plans and results of a raw dataset are filed (``Dataset027_ACDC`` -> ``ACDC``)."""
+        """Return the short name that a raw dataset's plans and results are filed under (Dataset027_ACDC ->
+        ACDC).
+        """
         return _aliases(self.raw_folder(name).name)[-1]
+
+    def plan_name(self, name: str) -> str:
+        """Return the folder name in ``plans/``: that of a union of datasets, or of a raw dataset."""
+        return name if (self.root / "plans" / name).is_dir() else self.dataset_name(name)
+
+    def _raw_roots(self) -> list[Path]:
+        nnunet = os.environ.get("nnUNet_raw")
+        return [self.raw_data, *([Path(nnunet)] if nnunet else [])]
 
 
 def _aliases(folder: str) -> list[str]:
+    """Return the names that a folder answers to; the last is the one to show."""
     nnunet = re.fullmatch(r"Dataset(\d{3})_(.+)", folder)
     if nnunet:
         return [folder, nnunet[1], str(int(nnunet[1])), nnunet[2]]

@@ -1,7 +1,8 @@
 """Phantoms and the real scans that tests share.
 
-Phantoms are spheres of known volume on grids with anisotropic spacing. The real scans lie beside the repository in
-``../shared/data`` (or where ``MEDPLAN_TEST_DATA`` says); tests that need them are skipped where they are missing.
+Phantoms are spheres of known volume on grids with anisotropic spacing. The real scans lie beside the
+repository in ``../shared/data`` (or where ``MEDPLAN_TEST_DATA`` says); tests that need them are skipped where
+they are missing.
 """
 
 import json
@@ -35,7 +36,9 @@ def make_phantom(
 ) -> Phantom:
     """Return a body (intensity 1) with organ 1 (intensity 3) and organ 2 (intensity 5); air is exactly 0."""
     rng = np.random.default_rng(seed)
-    grid = np.stack(np.meshgrid(*(np.arange(n) * s for n, s in zip(shape, spacing_mm, strict=True)), indexing="ij"))
+    grid = np.stack(
+        np.meshgrid(*(np.arange(n) * s for n, s in zip(shape, spacing_mm, strict=True)), indexing="ij")
+    )
     extent = np.array(shape) * spacing_mm
 
     def ball(centre: npt.NDArray[np.float64], radius: float) -> npt.NDArray[np.bool_]:
@@ -52,7 +55,10 @@ def make_phantom(
 
 
 def write_nifti(
-    path: Path, array: npt.NDArray[np.generic], spacing_mm: tuple[float, float, float], **geometry: tuple[float, ...]
+    path: Path,
+    array: npt.NDArray[np.generic],
+    spacing_mm: tuple[float, float, float],
+    **geometry: tuple[float, ...],
 ) -> Path:
     """Write an array (z, y, x) with SimpleITK; `geometry` may give origin and direction."""
     import SimpleITK as sitk
@@ -69,7 +75,12 @@ def write_nifti(
 
 
 def make_raw_dataset(
-    folder: Path, *, num_labelled: int = 4, num_unlabelled: int = 0, num_test: int = 0, ending: str = ".nii.gz"
+    folder: Path,
+    *,
+    num_labelled: int = 4,
+    num_unlabelled: int = 0,
+    num_test: int = 0,
+    ending: str = ".nii.gz",
 ) -> Path:
     """Write a raw dataset of phantoms in nnU-Net's layout; test cases have labels in labelsTs."""
     total = num_labelled + num_unlabelled

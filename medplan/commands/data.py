@@ -1,6 +1,5 @@
 """Verbs about raw data: convert, datasets, fingerprint."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,5 +78,7 @@ def _check(space: Workspace, name: str, target: Path | None) -> None:
         print(f"Corrected copy: {target}")
         errors = len(left)
     if errors:
-        raise DataError(f"'{dataset.name}' has {errors} problem(s) that training would stumble over; see above.")
+        raise DataError(
+            f"'{dataset.name}' has {errors} problem(s) that training would stumble over; see above."
+        )
     print(f"'{dataset.name}': {len(dataset.cases)} cases checked, nothing wrong that matters.")

@@ -24,7 +24,11 @@ def info(*, workspace: Path | None) -> None:
     print("packages: " + ", ".join(f"{name} {_installed(name)}" for name in PACKAGES))
     runtime = Runtime.choose("auto")
     memory = device_memory(runtime.device)
-    print(f"device:   {runtime.device}" + (f", {memory / 1e9:.1f} GB" if memory else "") + f", {runtime.precision}")
+    print(
+        f"device:   {runtime.device}"
+        + (f", {memory / 1e9:.1f} GB" if memory else "")
+        + f", {runtime.precision}"
+    )
     print(f"memory:   {host_memory() / 1e9:.1f} GB free")
     print(f"disk:     {shutil.disk_usage(space.root).free / 1e9:.1f} GB free in {space.root}")
     print("weights:")

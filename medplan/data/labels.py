@@ -43,14 +43,18 @@ class LabelSpace:
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.values):
-            raise ValueError(f"there are {len(self.names)} class names but {len(self.values)} lists of values")
+            raise ValueError(
+                f"there are {len(self.names)} class names but {len(self.values)} lists of values"
+            )
         if len(set(self.names)) != len(self.names):
             raise ValueError("two classes have the same name")
         flat = [value for values in self.values for value in values]
         if any(len(values) == 0 for values in self.values) or (0 in flat and self.region_order is None):
             raise ValueError("every class needs at least one value, and 0 is the background")
         if self.region_order is None and len(set(flat)) != len(flat):
-            raise ValueError("one value belongs to two classes; overlapping classes need 'regions_class_order'")
+            raise ValueError(
+                "one value belongs to two classes; overlapping classes need 'regions_class_order'"
+            )
         if self.region_order is not None and len(self.region_order) != len(self.names):
             raise ValueError(f"'regions_class_order' should have {len(self.names)} entries")
 
@@ -102,13 +106,16 @@ class LabelSpace:
             found = sorted(int(value) for value in np.unique(raw[encoded == unknown]))
             declared = sorted(value for values in self.values for value in values)
             raise DataError(
-                f"{where}: label values {found[:10]} are not declared in dataset.json, which knows {declared}. "
+                f"{where}: label values {found[:10]} are not declared in dataset.json, which knows "
+                f"{declared}. "
                 "Declare them under 'labels', or correct the label file."
             )
         return encoded
 
     def decode(self, classes: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
-        """Translate predicted class indices (0 background, i + 1 class i) into raw values for a label file."""
+        """Translate predicted class indices (0 background, i + 1 class i) into raw values for a label
+        file.
+        """
         values = self.region_order if self.region_order is not None else tuple(v[0] for v in self.values)
         highest = max(values, default=0)
         kind = np.uint8 if highest <= 255 else np.uint16 if highest <= 65535 else np.int32

@@ -1,7 +1,7 @@
 """A small brain dataset made from a real template: what ``medplan demo`` learns from.
 
-The ICBM-152 T1 template and its tissue maps come inside the nilearn package. Every brain is the template under its
-own smooth random deformation, with its own tissue contrast, bias field and noise, on its own grid.
+The ICBM-152 T1 template and its tissue maps come inside the nilearn package. Every brain is the template
+under its own smooth random deformation, with its own tissue contrast, bias field and noise, on its own grid.
 """
 
 import json
@@ -11,9 +11,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from medplan.data.images import Geometry, write_image, write_label
 from scipy import ndimage
 
-from medplan.data.images import Geometry, write_image, write_label
 from medplan.errors import UsageError
 from medplan.randomness import generator
 from medplan.records import write_text
@@ -24,8 +24,11 @@ CLASSES = ("CSF", "grey matter", "white matter")
 SPACING_MM = 3.0
 
 
-def make_brains(folder: Path, *, num_labelled: int, num_unlabelled: int, num_test: int, seed: int = 0) -> Path:
-    """Write a raw dataset of synthetic brains, 3 mm isotropic, with the labels of the test cases in ``labelsTs``.
+def make_brains(
+    folder: Path, *, num_labelled: int, num_unlabelled: int, num_test: int, seed: int = 0
+) -> Path:
+    """Write a raw dataset of synthetic brains, 3 mm isotropic, with the labels of the test cases in
+    ``labelsTs``.
 
     Args:
         folder: the raw dataset to write, for instance ``raw_data/Brains``.
@@ -61,7 +64,9 @@ def _template() -> tuple[Volume, Volume, npt.NDArray[np.float64]]:
     """Return the T1 (X, Y, Z), the tissue shares (3, X, Y, Z) in the order of `CLASSES`, and the affine."""
     package = find_spec("nilearn")
     if package is None or package.origin is None:
-        raise UsageError("The demo's brains come from nilearn, which is missing. Install it: pip install 'medplan[demo]'.")
+        raise UsageError(
+            "The demo's brains come from nilearn, which is missing. Install it: pip install 'medplan[demo]'."
+        )
     folder = Path(package.origin).parent / "datasets" / "data"
 
     def load(name: str) -> nib.Nifti1Image:
@@ -92,10 +97,15 @@ def _brain(
     image = 0.7 * np.tensordot(contrast, shares, 1) + 0.3 * warp(template)
     image *= np.exp(0.25 * _smooth_noise(shape, 12.0, rng))
     image = (image + 0.03 * rng.standard_normal(shape)) * inside * rng.uniform(200, 1200)
-    box = tuple(slice(max(0, s.start - 2), s.stop + 2) for s in ndimage.find_objects(inside.astype(np.uint8))[0])
+    box = tuple(
+        slice(max(0, s.start - 2), s.stop + 2) for s in ndimage.find_objects(inside.astype(np.uint8))[0]
+    )
     corner = affine @ [*(s.start * SPACING_MM for s in box), 1]
     geometry = Geometry(
-        shape=tuple(s.stop - s.start for s in reversed([slice(s.start, min(s.stop, n)) for s, n in zip(box, shape, strict=True)])),
+        shape=tuple(
+            s.stop - s.start
+            for s in reversed([slice(s.start, min(s.stop, n)) for s, n in zip(box, shape, strict=True)])
+        ),
         spacing_mm=(SPACING_MM,) * 3,
         origin_mm=(-corner[0], -corner[1], corner[2]),
         direction=(-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0),
@@ -104,7 +114,9 @@ def _brain(
 
 
 def _deformation(shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """Return displacements (3, X, Y, Z) in mm: a small affine map about the centre plus a smooth random field."""
+    """Return displacements (3, X, Y, Z) in mm: a small affine map about the centre plus a smooth random
+    field.
+    """
     centre = (np.array(shape) * SPACING_MM / 2)[:, None, None, None]
     grid = np.stack(np.indices(shape)) * SPACING_MM - centre
     affine = rng.normal(0, 0.04, (3, 3))

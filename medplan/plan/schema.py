@@ -1,8 +1,8 @@
 """The plan: every decision of one method on one or several datasets, as plain data.
 
-A plan is written to ``plans/<Name>/<method>.json``, may be edited by hand, and is copied into every run folder and
-checkpoint. It can import nothing: it holds numbers and names only. All axis orders are z, y, x; two-dimensional
-pictures are volumes with one slice.
+A plan is written to ``plans/<Name>/<method>.json``, may be edited by hand, and is copied into every run
+folder and checkpoint. It can import nothing: it holds numbers and names only. All axis orders are z, y, x;
+two-dimensional pictures are volumes with one slice.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ class Normalisation:
     """How the intensities of one channel become network input.
 
     ``(clip(v, low, high) - mean) / std``; constants that are None are taken from the case itself:
-    `low` and `high` None mean no clipping, `mean` and `std` None the case's own mean and deviation (inside the
-    non-zero region when `nonzero_only`), unless the scheme is `unit`, which maps [low, high] (or the case's
-    `percentiles`, in percent) to [0, 1].
+    `low` and `high` None mean no clipping, `mean` and `std` None the case's own mean and deviation (inside
+    the non-zero region when `nonzero_only`), unless the scheme is `unit`, which maps [low, high] (or the
+    case's `percentiles`, in percent) to [0, 1].
     """
 
     scheme: Literal["zscore", "unit", "none"]
@@ -48,7 +48,8 @@ class Grid:
     Attributes:
         spacing_mm: target spacing (z, y, x) after canonical orientation; None keeps each case's own grid
             (pictures, or spacing unknown).
-        shape: fixed number of voxels (z, y, x) that every case is squeezed to, or None. Only with spacing None.
+        shape: fixed number of voxels (z, y, x) that every case is squeezed to, or None. Only with spacing
+            None.
         orientation: canonical orientation (nibabel axis codes of increasing x, y, z), or None to keep the
             array as it is stored (pictures).
         crop: ``nonzero`` crops to the box of non-zero intensities, ``body`` to the box of the body (air
@@ -107,12 +108,15 @@ class DatasetPlan:
                 for case in ids:
                     if case in seen:
                         raise ValueError(
-                            f"case '{case}' of '{self.name}' is both '{seen[case]}' and '{role}' in fold {number}"
+                            f"case '{case}' of '{self.name}' is both '{seen[case]}' and '{role}' in fold "
+                            f"{number}"
                         )
                     seen[case] = role
 
     def preprocessed_name(self, grid: Grid) -> str:
-        """Name of the folder of preprocessed cases: readable, and different for every grid and normalisation."""
+        """Name of the folder of preprocessed cases: readable, and different for every grid and
+        normalisation.
+        """
         facts = json.dumps(encode([grid, self.normalisations, self.labels]), sort_keys=True)
         digest = hashlib.blake2b(facts.encode(), digest_size=4).hexdigest()
         if grid.spacing_mm is not None:
@@ -142,7 +146,13 @@ class Pyramid:
 
     def __post_init__(self) -> None:
         stages = len(self.features)
-        if not stages == len(self.strides) == len(self.kernels) == len(self.blocks) == len(self.decoder_blocks) + 1:
+        if (
+            not stages
+            == len(self.strides)
+            == len(self.kernels)
+            == len(self.blocks)
+            == len(self.decoder_blocks) + 1
+        ):
             raise ValueError("features, strides, kernels and blocks should have one entry per stage")
 
 

@@ -1,0 +1,145 @@
+"""Verbs that decide and prepare: plan, preprocess, plan_and_preprocess, methods."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medplan.errors import PlanError, UsageError
+from medplan.workspace import Workspace
+
+if TYPE_CHECKING:
+    from medplan.plan.fingerprint import Fingerprint
+    from medplan.plan.overrides import Overrides
+    from medplan.plan.schema import Plan
+
+__all__ = ["load_plan", "make_plans", "methods", "plan", "plan_and_preprocess", "prepare_cases", "preprocess"]
+
+
+def methods() -> None:
+    """List the methods."""
+    from medplan import registry
+
+    for name in registry.names():
+        print(f"{name:<14} {(registry.find(name).__doc__ or '').splitlines()[0]}")
+
+
+def plan(
+    *, datasets: Sequence[str], method: str | None, overrides: "Overrides", workspace: Path | None
+) -> None:
+    """Decide everything for one method or for all that fit."""
+    space = Workspace.open(workspace)
+    make_plans(space, _fingerprints(space, datasets, overrides, workers=None), method, overrides)
+
+
+def preprocess(
+    *, datasets: Sequence[str], method: str | None, workers: int | None, workspace: Path | None
+) -> None:
+    """Prepare the cases as the plans say."""
+    space = Workspace.open(workspace)
+    for name in datasets:
+        for planned in [load_plan(space, name, method)] if method else load_plans(space, name):
+            prepare_cases(space, planned, workers=workers)
+
+
+def plan_and_preprocess(
+    *,
+    datasets: Sequence[str],
+    method: str | None,
+    overrides: "Overrides",
+    workers: int | None,
+    workspace: Path | None,
+) -> None:
+    """Measure the datasets, decide, and prepare the cases for the recommended method, or the one named."""
+    space = Workspace.open(workspace)
+    facts = _fingerprints(space, datasets, overrides, workers=workers, refresh=True)
+    recommended = make_plans(space, facts, method, overrides)
+    prepare_cases(space, recommended, workers=workers)
+
+
+def make_plans(
+    space: Workspace, facts: Sequence["Fingerprint"], method: str | None, overrides: "Overrides"
+) -> "Plan":
+    """Write a plan per method that fits (or for the one named), and return the recommended one."""
+    from medplan import registry
+    from medplan.plan.planner import make_plan
+    from medplan.plan.recommend import format_table, recommend
+    from medplan.records import write_json
+    from medplan.runtime import device_memory_target
+
+    memory = device_memory_target(overrides.gpu_memory)
+    classes = {name: registry.find(name) for name in ([method] if method else registry.names())}
+    rows = recommend(facts, classes, overrides, memory)
+    print(format_table(rows))
+    fitting = [row for row in rows if row.fits]
+    if not fitting:
+        raise PlanError(f"No method fits: {' '.join(f'{row.method}: {row.reason}' for row in rows)}")
+    plans = []
+    for row in fitting:
+        made = make_plan(facts, row.method, classes[row.method], overrides, memory)
+        print(f"Plan: {write_json(made, space.plan_path(made.name, made.method))}")
+        plans.append(made)
+    return plans[0]
+
+
+def load_plan(space: Workspace, name: str, method: str | None) -> "Plan":
+    """Read the plan of a dataset (or of a union of datasets) for a method.
+
+    Without a method: the only one planned, else an error that lists them.
+    """
+    from medplan.plan.schema import Plan
+    from medplan.records import read_json
+
+    plans = load_plans(space, name)
+    if method is None and len(plans) == 1:
+        return plans[0]
+    if method is None:
+        raise UsageError(
+            f"'{name}' is planned for {', '.join(plan.method for plan in plans)}; choose one with -m METHOD."
+        )
+    return read_json(Plan, space.plan_path(space.plan_name(name), method))
+
+
+def load_plans(space: Workspace, name: str) -> list["Plan"]:
+    """Read every plan of a dataset.
+
+    Raises: PlanError if there is none.
+    """
+    from medplan.plan.schema import Plan
+    from medplan.records import read_json
+
+    folder = space.plan_path(space.plan_name(name), "x").parent
+    paths = sorted(path for path in folder.glob("*.json") if not path.name.startswith("fingerprint"))
+    if not paths:
+        raise PlanError(f"There is no plan in {folder}. Make one: medplan plan_and_preprocess -d {name}")
+    return [read_json(Plan, path) for path in paths]
+
+
+def prepare_cases(space: Workspace, plan: "Plan", *, workers: int | None) -> None:
+    """Preprocess what the plan needs and is not there yet."""
+    from medplan.data.dataset import open_dataset
+    from medplan.preprocess.run import preprocess
+
+    for dataset in plan.datasets:
+        folder = space.preprocessed_folder(dataset.name, dataset.preprocessed_name(plan.grid))
+        preprocess(open_dataset(space.raw_folder(dataset.name)), dataset, plan.grid, folder, workers=workers)
+        print(f"Preprocessed: {folder}")
+
+
+def _fingerprints(
+    space: Workspace,
+    datasets: Sequence[str],
+    overrides: "Overrides",
+    *,
+    workers: int | None,
+    refresh: bool = False,
+) -> list["Fingerprint"]:
+    from medplan.commands.data import extract
+    from medplan.plan.fingerprint import Fingerprint
+    from medplan.records import read_json
+
+    facts = []
+    for name in (*datasets, *overrides.pretrain_on):
+        path = space.fingerprint_path(space.dataset_name(name))
+        known = path.is_file() and not refresh
+        facts.append(read_json(Fingerprint, path) if known else extract(space, name, workers=workers))
+    return facts
