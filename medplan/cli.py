@@ -358,3 +358,7 @@ def _gather_overrides(options: dict[str, Any]) -> dict[str, Any]:
     lists = {name: tuple(value) for name, value in chosen.items() if isinstance(value, list)}
     given = {name: value for name, value in (chosen | lists).items() if value is not None}
     return {**options, "overrides": Overrides(**given)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""The command line: flags and parameters agree, and mistakes are met with one helpful sentence."""
+
+import argparse
+import dataclasses
+import importlib
+import inspect
+import subprocess
+import sys
+import time
+
+import pytest
+
+from medplan.cli import build_parser, main
+from medplan.plan.overrides import Overrides
+
+
+def verbs() -> dict[str, argparse.ArgumentParser]:
+    actions = build_parser()._actions
+    return dict(next(a for a in actions if isinstance(a, argparse._SubParsersAction)).choices)
+
+
+def command(name: str) -> object:
+    run = verbs()[name].get_default("run_verb")
+    module = inspect.getclosurevars(run).nonlocals["module"]
+    return getattr(importlib.import_module(f"medplan.commands.{module}"), name)
+
+
+@pytest.mark.parametrize("name", sorted(verbs()))
+def test_flags_are_the_parameters_of_the_verb(name: str) -> None:
+    flags = {action.dest for action in verbs()[name]._actions} - {"help", "verbose"}
+    parameters = set(inspect.signature(command(name)).parameters)  # type: ignore[arg-type]
+    if "overrides" in parameters:
+        parameters.remove("overrides")
+        flags -= {field.name for field in dataclasses.fields(Overrides)}
+    assert flags == parameters
+
+
+def test_every_override_has_a_flag() -> None:
+    flags = {action.dest for action in verbs()["plan"]._actions}
+    assert {field.name for field in dataclasses.fields(Overrides)} <= flags
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["plan", "-d", "X", "--gpu-memry", "4"], "did you mean '--gpu-memory'"),
+        (["train"], "required: -d/--dataset"),
+        (["plan", "-d", "X", "--iters", "many"], "invalid int value: 'many'"),
+        (["train", "-d", "X", "--set", "training.lr"], "key=value"),
+        (["plan", "-d", "NoSuchData"], "no dataset 'NoSuchData'"),
+        (["fingerprint", "-d", "X", "--workspace", "no/such/folder"], "is not a folder"),
+    ],
+)
+def test_mistakes_give_one_sentence_and_status_2(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert hint in error
+    assert "Traceback" not in error
+
+
+def test_flags_are_accepted_with_one_dash_and_underscores() -> None:
+    from medplan.cli import _canonical
+
+    train = verbs()["train"]
+    assert _canonical("-device", train) == "--device"
+    assert _canonical("--batch_size=4", train) == "--batch-size=4"
+    assert _canonical("-1.5", train) == "-1.5"
+
+
+def test_help_starts_nearly_as_fast_as_python() -> None:
+    def seconds(*arguments: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    bare = min(seconds("-c", "pass") for _ in range(5))
+    ours = min(seconds("-m", "medplan.cli", "--help") for _ in range(5))
+    assert ours - bare < 0.15

@@ -1,0 +1,91 @@
+"""The structure: modules import downwards only, and heavy packages stay where they belong."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "medplan"
+FLOORS = [
+    {"errors", "records", "randomness", "progress", "workspace", "weights", "runtime", "checkpoint"},
+    {"data"},
+    {"plan", "preprocess", "networks", "losses", "method", "difficulty"},
+    {"methods", "predict", "evaluate", "registry"},
+    {"train"},
+    {"commands", "cli"},
+]
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room_of(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if parts[0] == "medplan" and len(parts) > 1 else None
+
+
+def floor_of(room: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def identify(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+@pytest.mark.parametrize(
+    "path", [m for m in MODULES if m.parent != PACKAGE or m.stem != "__init__"], ids=identify
+)
+def test_modules_import_only_from_their_floor_or_below(path: Path) -> None:
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    rooms = {room for name in imports_of(path) if (room := room_of(name)) and any(room in f for f in FLOORS)}
+    above = sorted(room for room in rooms if floor_of(room) > floor_of(own))
+    beside = sorted(room for room in rooms if own == "methods" and room in ("predict", "evaluate"))
+    assert not above, f"{own} imports from above: {above}"
+    assert not beside, f"methods know nothing of {beside}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "methods").glob("[a-z]*.py")), ids=identify)
+def test_methods_do_not_import_each_other(path: Path) -> None:
+    others = {other.stem for other in path.parent.glob("[a-z]*.py")} - {path.stem}
+    assert not {name for name in imports_of(path) if name.split(".")[-1] in others and ".methods" in name}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=identify)
+def test_files_have_one_purpose_and_fit_in_the_head(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("word", ["torch.save", "torch.load"])
+def test_only_checkpoint_reads_and_writes_weights(word: str) -> None:
+    assert [identify(path) for path in MODULES if f"{word}(" in path.read_text()] == ["checkpoint.py"]
+
+
+@pytest.mark.parametrize("word", ["torch.cuda", "torch.distributed", "os.environ"])
+def test_only_the_runtime_knows_the_machine(word: str) -> None:
+    allowed = {"runtime.py", "workspace.py", "weights.py"} if word == "os.environ" else {"runtime.py"}
+    assert {identify(path) for path in MODULES if word in path.read_text()} <= allowed
+
+
+LIGHT = [
+    "medplan",
+    "medplan.cli",
+    "medplan.plan.fingerprint",
+    "medplan.data.dataset",
+    "medplan.evaluate.metrics",
+]
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_do_not_import_torch(module: str) -> None:
+    program = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
