@@ -1,0 +1,232 @@
+"""Devices, ranks, precision and memory: the only file that looks at the GPU, the process group or the machine."""
+
+import contextlib
+import ctypes
+import datetime
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from medplan.errors import UsageError, did_you_mean
+
+__all__ = ["Runtime", "cores", "cpu_has_bf16", "device_memory", "free_disk", "tune_allocator"]
+
+logger = logging.getLogger(__name__)
+
+_BUCKET_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """Where a process computes, and which one of how many processes it is.
+
+    Attributes:
+        device: of all tensors.
+        rank: number of this process, from 0.
+        world: number of processes that train together.
+        precision: ``bf16`` runs convolutions and matrix products in bfloat16; parameters stay float32.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    precision: Literal["bf16", "fp32"] = "fp32"
+
+    @classmethod
+    def choose(
+        cls, device: str = "auto", *, precision: Literal["auto", "bf16", "fp32"] = "auto"
+    ) -> "Runtime":
+        """Pick a device and join the process group if `torchrun` started this process.
+
+        Args:
+            device: ``auto`` (CUDA, else Apple's GPU, else CPU), ``cpu``, ``cuda``, ``cuda:<n>`` or ``mps``. Under
+                `torchrun`, ``auto`` and ``cuda`` give each process of a machine its own GPU.
+            precision: ``auto`` takes bf16 where the hardware computes in it (never fp16).
+
+        Raises: UsageError if there is no such device.
+        """
+        world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+        chosen = _find_device(device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+        if world > 1 and not dist.is_initialized():
+            backend = "nccl" if chosen.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=datetime.timedelta(hours=2))
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        if precision == "auto":
+            precision = "bf16" if _computes_bf16(chosen) else "fp32"
+        return cls(device=chosen, rank=rank, world=world, precision=precision)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context for forward passes and losses."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def without_autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context for what must keep the precision of its inputs, the backward pass among them."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, enabled=False)
+
+    def average(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return the mean of each tensor over the ranks, sent in a few flat buckets."""
+        if self.world == 1:
+            return list(tensors)
+        averaged: list[Tensor] = []
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            dist.all_reduce(flat)
+            flat /= self.world
+            parts = flat.split([tensor.numel() for tensor in bucket])
+            averaged += [part.view_as(tensor) for part, tensor in zip(parts, bucket, strict=True)]
+        return averaged
+
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
+        """Overwrite the tensors by those of rank 0."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def agree(self, flag: int) -> int:
+        """Return the largest flag over the ranks, so that all ranks act on it at the same step."""
+        if self.world == 1:
+            return flag
+        value = torch.tensor(flag, device=self.device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return int(value)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, on every rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def peak_bytes(self) -> int:
+        """Return the most device memory held so far (on the CPU: the resident size of the process)."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        if sys.platform == "win32":
+            return 0
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def describe(self) -> str:
+        """Return one readable line."""
+        name = (
+            torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"{cores()} CPU cores"
+        )
+        ranks = f", {self.world} processes" if self.world > 1 else ""
+        return f"{self.device} ({name}), {self.precision}{ranks}"
+
+
+def cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_has_bf16() -> bool:
+    """Return whether the CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX); elsewhere it is slower."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def device_memory(device: torch.device | None = None) -> int | None:
+    """Return the total memory of a CUDA device in bytes, or None without one."""
+    if not torch.cuda.is_available() or (device is not None and device.type != "cuda"):
+        return None
+    return int(torch.cuda.mem_get_info(device)[1])
+
+
+def free_disk(folder: Path) -> int:
+    """Return the free bytes of the disk that `folder` lies on or will lie on."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def tune_allocator() -> bool:
+    """Let glibc keep freed activations instead of giving them back to the kernel; True if it was done.
+
+    Training and prediction on the CPU free and ask for the same hundreds of megabytes in every step; each page
+    given back costs a fault when it is touched again. Does nothing under another C library, or where the user has
+    set ``MALLOC_*`` variables. The process holds its peak memory until it ends.
+    """
+    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "gnu_get_libc_version"):
+        return False
+    trim_threshold, mmap_max, never = -1, -4, -1
+    return bool(library.mallopt(trim_threshold, never)) and bool(library.mallopt(mmap_max, 0))
+
+
+def _find_device(name: str, *, local_rank: int) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            name = "cuda"
+        else:
+            name = "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (number and (kind != "cuda" or not number.isdigit())):
+        hint = did_you_mean(name, ("auto", "cpu", "cuda", "cuda:0", "mps"))
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda, cuda:<number> or mps{hint}.")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("--device mps: this machine has no Apple GPU that torch can use; take --device cpu.")
+    if kind != "cuda":
+        return torch.device(kind)
+    if not torch.cuda.is_available():
+        raise UsageError(
+            f"--device {name}: torch {torch.__version__} finds no CUDA device (no NVIDIA GPU, no driver, or a torch "
+            "built for the CPU). Take --device cpu, or install a CUDA build of torch."
+        )
+    index, count = int(number) if number else local_rank, torch.cuda.device_count()
+    if index >= count:
+        raise UsageError(f"--device cuda:{index}: there are only {count} CUDA devices, numbered from 0.")
+    return torch.device("cuda", index)
+
+
+def _computes_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and cpu_has_bf16()
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        num_bytes = tensor.numel() * tensor.element_size()
+        if bucket and (size + num_bytes > _BUCKET_BYTES or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(tensor)
+        size += num_bytes
+    if bucket:
+        yield bucket
