@@ -12,11 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from medplan.data.labels import LabelSpace
+from medplan.errors import PlanError
 from medplan.records import encode
 
-__all__ = ["DatasetPlan", "Grid", "Normalisation", "Plan", "Pyramid", "Roles", "Training"]
+__all__ = ["DatasetPlan", "Fold", "Grid", "Normalisation", "Plan", "Pyramid", "Roles", "Training"]
 
 Modality = Literal["CT", "MR", "PET", "RGB", "grey", "other"]
+
+Fold = int | Literal["all"]
+"""Number of a fold, or all cases."""
 
 Roles = Mapping[str, tuple[str, ...]]
 """Case ids by role: atlas, labelled, unlabelled, validation, support, pretrain, test."""
@@ -112,6 +116,18 @@ class DatasetPlan:
                             f"{number}"
                         )
                     seen[case] = role
+
+    def roles(self, fold: Fold) -> dict[str, tuple[str, ...]]:
+        """Return case ids by role; see `Plan.roles`."""
+        if fold == "all":
+            roles = dict(self.folds[0])
+            validation = roles.pop("validation", ())
+            return {**roles, "labelled": tuple(sorted((*roles.get("labelled", ()), *validation)))}
+        if not 0 <= fold < len(self.folds):
+            raise PlanError(
+                f"'{self.name}' has no fold {fold}; it has folds 0 to {len(self.folds) - 1}, and 'all'."
+            )
+        return dict(self.folds[fold])
 
     def preprocessed_name(self, grid: Grid) -> str:
         """Name of the folder of preprocessed cases: readable, and different for every grid and
@@ -234,12 +250,17 @@ class Plan:
     def num_channels(self) -> int:
         return len(self.datasets[0].channels)
 
-    def roles(self, fold: int) -> dict[str, tuple[str, ...]]:
-        """Return case keys ``<dataset>/<id>`` by role, over all datasets, of one fold."""
+    def roles(self, fold: Fold) -> dict[str, tuple[str, ...]]:
+        """Return case keys ``<dataset>/<id>`` by role, over all datasets.
+
+        Args:
+            fold: its number, or ``all`` to learn from the validation cases too and validate on none.
+
+        Raises: PlanError if there is no such fold.
+        """
         keys: dict[str, list[str]] = {}
         for dataset in self.datasets:
-            chosen = dataset.folds[fold % len(dataset.folds)]
-            for role, ids in chosen.items():
+            for role, ids in dataset.roles(fold).items():
                 keys.setdefault(role, []).extend(f"{dataset.name}/{case}" for case in ids)
         return {role: tuple(cases) for role, cases in keys.items()}
 
