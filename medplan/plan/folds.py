@@ -56,7 +56,9 @@ def split(entries: Sequence[Entry]) -> tuple[tuple[Fold, ...], str]:
     by_patient = any(entry.patient is not None for entry in labelled)
     groups: dict[str, list[str]] = {}
     for entry in labelled:
-        groups.setdefault(entry.patient or f"case {entry.id}" if by_patient else entry.id, []).append(entry.id)
+        groups.setdefault(entry.patient or f"case {entry.id}" if by_patient else entry.id, []).append(
+            entry.id
+        )
     names = sorted(groups)
     what = "patients" if by_patient else "labelled cases"
     if len(names) < 2:
@@ -78,7 +80,9 @@ def _members(groups: Mapping[str, list[str]], names: Sequence[str], chosen: Sequ
     return tuple(sorted(case for index in chosen for case in groups[names[index]]))
 
 
-def keep_labels(training: Sequence[str], *, amount: str, everyone: Sequence[str], seed: int) -> tuple[str, ...]:
+def keep_labels(
+    training: Sequence[str], *, amount: str, everyone: Sequence[str], seed: int
+) -> tuple[str, ...]:
     """Choose the training cases that keep their label; a smaller amount gives a subset of a larger one.
 
     Args:
@@ -131,7 +135,9 @@ def assign_roles(
     """
     _check(entries, (source_domain, target_domain, leave_out_domain), labelled_cases, where)
     reasons: dict[str, str] = {}
-    left_out = {entry.id for entry in entries if leave_out_domain is not None and entry.domain == leave_out_domain}
+    left_out = {
+        entry.id for entry in entries if leave_out_domain is not None and entry.domain == leave_out_domain
+    }
     inside = [entry for entry in entries if entry.id not in left_out]
     hidden: set[str] = set()
     if source_domain is not None or target_domain is not None:
@@ -172,7 +178,9 @@ def assign_roles(
     if single is None and (labelled is not None or labelled_cases):
         asked = f"--labelled {labelled}" if not labelled_cases else "--labelled-cases"
         kept = len(result[0].get("labelled", ()))
-        reasons["folds.labelled"] = f"{kept} of {len(folds[0][0])} training cases keep their label ({asked}), seed {seed}"
+        reasons["folds.labelled"] = (
+            f"{kept} of {len(folds[0][0])} training cases keep their label ({asked}), seed {seed}"
+        )
     if single is not None and template is not None:
         how = "named by the user" if labelled_cases else "nearest to the median size among the labelled cases"
         reasons[f"folds.{single}"] = (

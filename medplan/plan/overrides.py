@@ -147,7 +147,9 @@ def _assign(data: Any, key: str, value: Any, *, where: str) -> None:
             data = data[_index(data, part, key, where)]
             continue
         if data.get(part) is None:
-            raise PlanError(f"{where}: '{'.'.join(parents[: depth + 1])}' is not there, so '{key}' cannot be set.")
+            raise PlanError(
+                f"{where}: '{'.'.join(parents[: depth + 1])}' is not there, so '{key}' cannot be set."
+            )
         data = data[part]
     if isinstance(data, list):
         data[_index(data, last, key, where)] = value

@@ -1,0 +1,138 @@
+"""The reference: a self-configured residual-encoder U-Net that learns from labelled cases alone.
+
+Paper: Isensee et al. 2021, doi:10.1038/s41592-020-01008-z (nnU-Net), with the residual encoder of Isensee et al. 2024,
+arXiv:2404.09556. Official code: Apache-2.0; read, not copied.
+
+| paper                         | here                                                  |
+|-------------------------------|-------------------------------------------------------|
+| initial learning rate 0.01    | `training.lr`                                         |
+| weight decay 3e-5             | `training.weight_decay`                               |
+| Nesterov momentum 0.99        | `config.momentum`                                     |
+| (1 - t/T)^0.9                 | the phase's schedule, `poly`                          |
+| a third of patches foreground | `config.oversample`                                   |
+| 1000 epochs of 250 steps      | `training.iterations`, 25,000 unless changed          |
+
+Differs: the schedule falls with every step rather than every epoch; a tenth of nnU-Net's steps by default.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from medplan.data.augment import Augmentation
+from medplan.data.cases import Case
+from medplan.data.sampling import labelled
+from medplan.errors import MethodError
+from medplan.losses import SegmentationLoss, deep_supervision
+from medplan.method import Batch, Method, Needs, Phase, Predictor, Progress, Proposal, Situation, Update, poly
+from medplan.networks.unet import UNet
+from medplan.plan.schema import Plan
+from medplan.records import decode
+
+__all__ = ["METHOD", "Config", "Supervised"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Numbers of the reference method; the defaults are nnU-Net's.
+
+    Attributes:
+        momentum: of SGD, Nesterov.
+        oversample: share of the patches that are centred on foreground, in [0, 1].
+        deep_supervision: learn at every resolution of the decoder but the coarsest.
+        batch_dice: pool the Dice over the batch; None does so in 2-D.
+        mirror: flip patches at random along every axis.
+    """
+
+    momentum: float = 0.99
+    oversample: float = 1 / 3
+    deep_supervision: bool = True
+    batch_dice: bool | None = None
+    mirror: bool = True
+
+
+class Supervised(Method):
+    """See the module."""
+
+    needs = Needs(dims=(3, 2), roles=("labelled",), encoders=("unet",), pyramid=True)
+    Config = Config
+
+    @classmethod
+    def propose(cls, situation: Situation) -> Proposal:
+        """Fit wherever there are labels; best where there is nothing but labels."""
+        if situation.num_labelled == 0:
+            return Proposal(fits=False, score=0, reason="there is no labelled case to learn from")
+        if situation.num_datasets > 1:
+            return Proposal(fits=False, score=0, reason="it learns one dataset at a time")
+        if situation.num_unlabelled == 0 and len(situation.domains) < 2:
+            return Proposal(fits=True, score=60, reason="every case is labelled")
+        if situation.num_unlabelled == 0:
+            return Proposal(
+                fits=True, score=40, reason="every case is labelled, but they come from several domains"
+            )
+        return Proposal(
+            fits=True,
+            score=20,
+            reason=f"the reference; it leaves {situation.num_unlabelled} unlabelled cases unused",
+        )
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        if plan.pyramid is None or len(plan.datasets) != 1:
+            raise MethodError(
+                f"supervised: plan '{plan.name}' should have one dataset and a 'pyramid'; plan it again."
+            )
+        self.plan = plan
+        self.config = decode(Config, plan.config, where=f"plan '{plan.name}' config")
+        labels = plan.datasets[0].labels
+        self.network = UNet(
+            plan.num_channels,
+            plan.pyramid,
+            labels.num_outputs,
+            plan.dims,
+            deep_supervision=self.config.deep_supervision,
+        )
+        batch_dice = plan.dims == 2 if self.config.batch_dice is None else self.config.batch_dice
+        self.loss = SegmentationLoss(labels, batch_dice=batch_dice)
+
+    def phases(self) -> Sequence[Phase]:
+        training = self.plan.training
+        return (
+            Phase(
+                name="train",
+                num_steps=training.iterations,
+                batch_size=training.batch_size,
+                sample=labelled(self.plan.patch_size, self.config.oversample),
+                augment=Augmentation(self.plan.dims),
+                schedule=poly,
+            ),
+        )
+
+    def optimizers(self, phase: str) -> dict[str, Optimizer]:
+        training = self.plan.training
+        optimizer = SGD(
+            self.network.parameters(),
+            lr=training.lr,
+            momentum=self.config.momentum,
+            weight_decay=training.weight_decay,
+            nesterov=self.config.momentum > 0,
+        )
+        return {"main": optimizer}
+
+    def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
+        outputs = self.network.all_resolutions(batch["image"])
+        loss = deep_supervision(self.loss, outputs, batch["label"])
+        update.minimise(loss)
+        return {"loss": loss.detach()}
+
+    def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:
+        def logits(patches: Tensor, corners: Sequence[tuple[int, int, int]]) -> Tensor:
+            answer: Tensor = self.network(patches)
+            return answer.float()
+
+        return logits
+
+
+METHOD = Supervised
