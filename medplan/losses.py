@@ -1,6 +1,6 @@
-"""Segmentation losses: Dice, cross-entropy, regions, deep supervision; voxels without annotation do not count.
+"""Segmentation losses: Dice, cross-entropy, regions, deep supervision; ignored voxels do not count.
 
-Shapes: B batch, K outputs of the network, Z Y X voxels, M codes of the label space.   logits_BKZYX, codes_BZYX
+Shapes: B batch, K outputs of the network, Z Y X voxels, M codes.   logits_BKZYX, codes_BZYX
 
 All losses compute in float32, whatever precision the logits come in.
 """
@@ -55,8 +55,8 @@ def dice_loss(
         batch: pool the voxels of the whole batch per class, else average over samples and classes.
 
     Returns: a scalar in [0, 1]. A class that is absent and not predicted scores a Dice of 1 by the smoothing.
-    Source: Milletari et al. 2016, arXiv:1606.04797; smoothing and sums as in nnU-Net.  Differs: nnU-Net leaves out the
-    constant 1.
+    Source: Milletari et al. 2016, arXiv:1606.04797; smoothing and sums as in nnU-Net.  Differs: nnU-Net
+    leaves out the constant 1.
     """
     probabilities = probabilities_BKZYX.float()
     if valid_B1ZYX is not None:
@@ -122,8 +122,8 @@ def deep_supervision(
         outputs: logits (B, K, z, y, x), finest first; the first has the size of the codes.
         codes_BZYX: reduced to each output's size by nearest neighbour.
 
-    Source: Lee et al. 2015, arXiv:1409.5185; weights as in nnU-Net, which builds the coarsest output of its decoder
-    and gives it the weight 0, where `UNetDecoder` has no such output.
+    Source: Lee et al. 2015, arXiv:1409.5185; weights as in nnU-Net, which builds the coarsest output of its
+    decoder and gives it the weight 0, where `UNetDecoder` has no such output.
     """
     weights = supervision_weights(len(outputs))
     terms = [

@@ -1,7 +1,7 @@
 """Methods by name: a file ``medplan/methods/<name>.py``, or an entry point of another package.
 
-A method's module says ``METHOD = <class>``; an entry point in the group ``medplan.methods`` names the class itself.
-Listing the names imports nothing; finding a method imports it, and torch with it.
+A method's module says ``METHOD = <class>``; an entry point in the group ``medplan.methods`` names the class
+itself. Listing the names imports nothing; finding a method imports it, and torch with it.
 """
 
 import importlib
@@ -28,8 +28,8 @@ def names() -> tuple[str, ...]:
 def find(name: str) -> "type[Method]":
     """Return the class of a method.
 
-    Raises: MethodError that lists the methods, with the closest match, if there is none of that name; or if what
-        is found under the name is not a `Method`.
+    Raises: MethodError that lists the methods, with the closest match, if there is none of that name; or if
+        what is found under the name is not a `Method`.
     """
     if name in _own_names():
         where = f"medplan/methods/{name}.py"

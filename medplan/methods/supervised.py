@@ -1,7 +1,7 @@
 """The reference: a self-configured residual-encoder U-Net that learns from labelled cases alone.
 
-Paper: Isensee et al. 2021, doi:10.1038/s41592-020-01008-z (nnU-Net), with the residual encoder of Isensee et al. 2024,
-arXiv:2404.09556. Official code: Apache-2.0; read, not copied.
+Paper: Isensee et al. 2021, doi:10.1038/s41592-020-01008-z (nnU-Net), with the residual encoder of Isensee et
+al. 2024, arXiv:2404.09556. Official code: Apache-2.0; read, not copied.
 
 | paper                         | here                                                  |
 |-------------------------------|-------------------------------------------------------|

@@ -1,7 +1,7 @@
 """Convolution blocks that networks are composed of, in two or three dimensions.
 
-Inside these modules 2-D tensors are (B, C, Y, X) and 3-D ones (B, C, Z, Y, X); sizes are given as (z, y, x) in both
-cases, and 2-D modules leave z out.
+Inside these modules 2-D tensors are (B, C, Y, X) and 3-D ones (B, C, Z, Y, X); sizes are given as (z, y, x)
+in both cases, and 2-D modules leave z out.
 """
 
 from typing import Literal
@@ -64,7 +64,8 @@ class ConvBlock(nn.Module):
 class ResidualBlock(nn.Module):
     """Two convolutions beside a shortcut; the shortcut averages over the stride and projects to new channels.
 
-    Source: He et al. 2016, arXiv:1603.05027; with the pooled shortcut of He et al. 2018, arXiv:1812.01187 (ResNet-D).
+    Source: He et al. 2016, arXiv:1603.05027; with the pooled shortcut of He et al. 2018, arXiv:1812.01187
+        (ResNet-D).
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class ResidualBlock(nn.Module):
 
 
 def initialise(network: nn.Module) -> None:
-    """Draw convolution weights as He et al. do for a leaky ReLU; let every residual block begin as its shortcut.
+    """Draw convolution weights as He et al. do; let every residual block begin as its shortcut.
 
     Source: He et al. 2015, arXiv:1502.01852; zero-initialised residuals: Goyal et al. 2017, arXiv:1706.02677.
     """

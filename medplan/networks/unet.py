@@ -1,7 +1,8 @@
 """The residual-encoder U-Net that the planner shapes.
 
-Encoder and decoder are separate, so that a method can work on the feature maps between them. Both take and give
-tensors of their own dimension; `UNet` takes and gives (B, C, Z, Y, X) in either case, with Z = 1 in two dimensions.
+Encoder and decoder are separate, so that a method can work on the feature maps between them. Both take and
+give tensors of their own dimension; `UNet` takes and gives (B, C, Z, Y, X) in either case, with Z = 1 in two
+dimensions.
 
 Source: Isensee et al. 2024, arXiv:2404.09556 (nnU-Net ResEnc), which rests on Ronneberger et al. 2015,
 arXiv:1505.04597.
@@ -52,8 +53,8 @@ class UNetDecoder(nn.Module):
     """Turns the encoder's feature maps into logits.
 
     Args:
-        deep_supervision: have an output layer at every resolution of the decoder but the coarsest; else at the full
-            resolution only.
+        deep_supervision: have an output layer at every resolution of the decoder but the coarsest; else at
+            the full resolution only.
     """
 
     def __init__(

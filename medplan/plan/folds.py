@@ -33,7 +33,7 @@ class Entry:
 
 
 def kfold(count: int, *, folds: int, seed: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
-    """Split 0 .. count - 1 into (training, validation) indices, as scikit-learn's `KFold(shuffle=True)` does."""
+    """Split 0 .. count - 1 into (training, validation) indices, as scikit-learn's shuffled `KFold` does."""
     shuffled = np.arange(count)
     np.random.RandomState(seed).shuffle(shuffled)
     sizes = [count // folds + (number < count % folds) for number in range(folds)]
@@ -49,8 +49,9 @@ def kfold(count: int, *, folds: int, seed: int) -> tuple[tuple[tuple[int, ...], 
 def split(entries: Sequence[Entry]) -> tuple[tuple[Fold, ...], str]:
     """Split the labelled cases into folds; return them and the reason.
 
-    Five folds over the sorted ids, equal to nnU-Net's. Where patients are known, all cases of a patient stay on one
-    side. Fewer than five cases (or patients) give one fold each, and a single one gives one fold without validation.
+    Five folds over the sorted ids, equal to nnU-Net's. Where patients are known, all cases of a patient stay
+    on one side. Fewer than five cases (or patients) give one fold each, and a single one gives one fold
+    without validation.
     """
     labelled = sorted((entry for entry in entries if entry.is_labelled), key=lambda entry: entry.id)
     by_patient = any(entry.patient is not None for entry in labelled)
@@ -100,8 +101,8 @@ def keep_labels(
     is_fraction = amount.endswith("%") or "." in amount
     if not 0 < number <= (1 if is_fraction else len(training)):
         raise PlanError(
-            f"--labelled {amount}: should be a percentage up to 100%, a fraction up to 1.0 or a number of cases from "
-            f"1 to {len(training)}, which is how many labelled training cases a fold has."
+            f"--labelled {amount}: should be a percentage up to 100%, a fraction up to 1.0 or a number of cases "
+            f"from 1 to {len(training)}, which is how many labelled training cases a fold has."
         )
     count = max(1, round(number * len(training))) if is_fraction else round(number)
     order = sorted(everyone)
@@ -184,7 +185,7 @@ def assign_roles(
     if single is not None and template is not None:
         how = "named by the user" if labelled_cases else "nearest to the median size among the labelled cases"
         reasons[f"folds.{single}"] = (
-            f"case {template} ({how}); other labelled cases serve validation (about 20 %) or are treated as unlabelled"
+            f"case {template} ({how}); other labelled cases serve validation or are treated as unlabelled"
         )
     return tuple(result), reasons
 

@@ -17,7 +17,7 @@ __all__ = ["Overrides", "apply_settings", "parse_setting"]
 
 @dataclass(frozen=True, kw_only=True)
 class Overrides:
-    """Choices of the user; None leaves the choice to the planner. Every one that is made is named as the reason.
+    """Choices of the user; None leaves it to the planner. Each that is made is named as the reason.
 
     Attributes:
         name: name of the plan; needed for a union of datasets if the joined names do not serve.
@@ -30,7 +30,8 @@ class Overrides:
         labelled: how many of a fold's labelled training cases keep their label: ``20%``, ``0.2`` or ``4``.
         labelled_cases: ids of the training cases that keep their label; an atlas or a support case is taken
             from them.
-        source_domain, target_domain: learn with the labels of one domain for another, whose labels are not used.
+        source_domain, target_domain: learn with the labels of one domain for another, whose labels are not
+            used.
         leave_out_domain: a domain that is kept for testing.
         pretrain_on: names of datasets whose images (not labels) serve the first phases only.
         settings: further keys of the plan, ``{"training.lr": 0.005}``, as `parse_setting` reads them.

@@ -1,4 +1,4 @@
-"""The shape of a convolutional encoder: how often and along which axes it down-samples, and how wide it is."""
+"""The shape of a convolutional encoder: where it down-samples, and how wide it is."""
 
 import math
 from typing import Literal
@@ -27,8 +27,9 @@ def make_pyramid(
 ) -> Pyramid:
     """Shape an encoder for a patch.
 
-    An axis is halved while at least 4 voxels remain, but not while its voxels are two or more times coarser than the
-    finest ones; kernels are 1 along such an axis until the finer axes have caught up. Features double per stage.
+    An axis is halved while at least 4 voxels remain, but not while its voxels are two or more times coarser
+    than the finest ones; kernels are 1 along such an axis until the finer axes have caught up. Features
+    double per stage.
 
     Args:
         patch_size: voxels (z, y, x); z is ignored in two dimensions.
