@@ -1,0 +1,1 @@
+"""From a scan to what networks see, and back."""

@@ -1,0 +1,191 @@
+"""Between an input's own grid and the grid that networks work on, exactly and both ways.
+
+An input is turned to canonical axes (an exchange and reversal of array axes, never an interpolation), cropped to a
+box and resampled; or, with an atlas, mapped onto the atlas' grid. `Restoration` remembers every step.
+"""
+
+from dataclasses import dataclass
+from itertools import permutations
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from medplan.data.images import Geometry
+from medplan.errors import PlanError
+
+__all__ = ["Alignment", "Restoration", "canonical_axes", "canonical_geometry", "to_canonical"]
+
+Voxel = tuple[int, int, int]
+Flips = tuple[bool, bool, bool]
+Number = TypeVar("Number", bound=np.generic)
+
+# World axis and sign in LPS (SimpleITK's world: x to the left, y to the back, z to the head) of each letter.
+_LETTERS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """How an input lies in the space of an atlas.
+
+    Attributes:
+        matrix: 9 numbers, row-major; a point p of the input's world (x, y, z in mm, LPS) is at ``matrix p + offset``
+            in the atlas' world.
+        offset: 3 numbers in mm.
+        grid: the atlas' prepared grid, which the input is resampled onto.
+    """
+
+    matrix: tuple[float, ...]
+    offset: tuple[float, float, float]
+    grid: Geometry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restoration:
+    """Everything that is needed to bring a result from the prepared grid back to the input's own.
+
+    Attributes:
+        native: the input's own grid.
+        axes: array axis i of the canonical volume is array axis ``axes[i]`` of the input.
+        flipped: whether it runs against it.
+        lower, upper: the box that was kept, [lower, upper) in canonical voxels (z, y, x).
+        shape: voxels (z, y, x) of the prepared grid, which covers the same extent as the box.
+        alignment: set when the input was mapped onto an atlas; then the box is the whole volume.
+    """
+
+    native: Geometry
+    axes: Voxel
+    flipped: Flips
+    lower: Voxel
+    upper: Voxel
+    shape: Voxel
+    alignment: Alignment | None = None
+
+    @property
+    def box_shape(self) -> Voxel:
+        z, y, x = (high - low for low, high in zip(self.lower, self.upper, strict=True))
+        return z, y, x
+
+    def canonical(self, array: npt.NDArray[Number]) -> npt.NDArray[Number]:
+        """View an array (..., Z, Y, X) on the input's grid along canonical axes; writing to the view writes to it."""
+        return to_canonical(array, axes=self.axes, flipped=self.flipped)
+
+    def box(self, array: npt.NDArray[Number]) -> npt.NDArray[Number]:
+        """View the part of an array (..., Z, Y, X) on the input's grid that was kept, along canonical axes."""
+        where = tuple(slice(low, high) for low, high in zip(self.lower, self.upper, strict=True))
+        return self.canonical(array)[(..., *where)]
+
+    def prepared(self) -> Geometry:
+        """Return the prepared grid's place in the world (of the atlas, where there is one)."""
+        if self.alignment is not None:
+            return self.alignment.grid
+        canonical = canonical_geometry(self.native, axes=self.axes, flipped=self.flipped)
+        if canonical.spacing_mm is None:
+            return Geometry(
+                shape=self.shape,
+                spacing_mm=None,
+                origin_mm=canonical.origin_mm,
+                direction=canonical.direction,
+            )
+        old = np.array(canonical.spacing_mm)
+        new = old * self.box_shape / self.shape
+        first = np.array(self.lower) * old + (new - old) / 2
+        origin = np.array(canonical.origin_mm) + np.reshape(canonical.direction, (3, 3)) @ first[::-1]
+        return Geometry(
+            shape=self.shape,
+            spacing_mm=_three(new),
+            origin_mm=_three(origin),
+            direction=canonical.direction,
+        )
+
+    def forward(self, points: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """Map points (n, 3) in voxels (z, y, x) of the input's grid to voxels of the prepared grid."""
+        points = np.asarray(points, dtype=np.float64)
+        if self.alignment is not None:
+            matrix, offset = self.to_atlas()
+            canonical = self._canonical_points(points)
+            return canonical @ matrix.T + offset
+        scale = np.array(self.shape) / self.box_shape
+        return np.asarray((self._canonical_points(points) - self.lower + 0.5) * scale - 0.5)
+
+    def to_atlas(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return (3, 3) and (3,): a canonical voxel v (z, y, x) lies at ``matrix v + offset`` in prepared voxels."""
+        if self.alignment is None:
+            raise PlanError("this case was not aligned to an atlas.")
+        canonical = canonical_geometry(self.native, axes=self.axes, flipped=self.flipped)
+        to_world, origin = index_to_world(canonical)
+        atlas_to_world, atlas_origin = index_to_world(self.alignment.grid)
+        linear = np.reshape(self.alignment.matrix, (3, 3))
+        back = np.linalg.inv(atlas_to_world)
+        return back @ linear @ to_world, back @ (linear @ origin + self.alignment.offset - atlas_origin)
+
+    def _canonical_points(self, points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        turned = points[:, list(self.axes)]
+        last = np.array([self.native.shape[axis] - 1 for axis in self.axes])
+        return np.where(self.flipped, last - turned, turned)
+
+
+def canonical_axes(geometry: Geometry, orientation: str | None) -> tuple[Voxel, Flips]:
+    """Return the exchange and reversal of array axes that brings a grid nearest to an orientation.
+
+    Args:
+        orientation: nibabel axis codes of increasing x, y, z, such as 'RAS'; None keeps the array, and so do pictures.
+
+    An oblique grid keeps the rest of its rotation: its voxels are not interpolated.
+    Raises: PlanError if `orientation` is no orientation.
+    """
+    if orientation is None or geometry.spacing_mm is None:
+        return (0, 1, 2), (False, False, False)
+    if sorted(_LETTERS.get(letter, (9, 0))[0] for letter in orientation) != [0, 1, 2]:
+        raise PlanError(
+            f"'{orientation}' is no orientation; use one letter of each pair R/L, A/P and S/I, as in 'RAS'."
+        )
+    direction = np.reshape(geometry.direction, (3, 3))
+    world = [_LETTERS[letter] for letter in orientation]
+    nearest = max(
+        permutations(range(3)),
+        key=lambda order: sum(
+            abs(direction[axis, column]) for (axis, _), column in zip(world, order, strict=True)
+        ),
+    )
+    flips = [direction[axis, column] * sign < 0 for (axis, sign), column in zip(world, nearest, strict=True)]
+    x, y, z = (2 - column for column in nearest)
+    return (z, y, x), (bool(flips[2]), bool(flips[1]), bool(flips[0]))
+
+
+def to_canonical(array: npt.NDArray[Number], *, axes: Voxel, flipped: Flips) -> npt.NDArray[Number]:
+    """View the last three axes of an array in another order and direction."""
+    leading = array.ndim - 3
+    turned = array.transpose(*range(leading), *(leading + axis for axis in axes))
+    return turned[(..., *(slice(None, None, -1 if flip else 1) for flip in flipped))]
+
+
+def canonical_geometry(geometry: Geometry, *, axes: Voxel, flipped: Flips) -> Geometry:
+    """Return where the array that `to_canonical` shows lies in the world: every voxel stays where it was."""
+    direction = np.reshape(geometry.direction, (3, 3))
+    spacing = np.array(geometry.spacing_mm or (1.0, 1.0, 1.0))
+    columns, origin = [], np.array(geometry.origin_mm)
+    for axis, flip in zip(axes, flipped, strict=True):
+        column = direction[:, 2 - axis]
+        if flip:
+            origin = origin + column * spacing[axis] * (geometry.shape[axis] - 1)
+        columns.append(-column if flip else column)
+    z, y, x = (geometry.shape[axis] for axis in axes)
+    return Geometry(
+        shape=(z, y, x),
+        spacing_mm=None if geometry.spacing_mm is None else _three(spacing[list(axes)]),
+        origin_mm=_three(origin),
+        direction=tuple(float(value) + 0.0 for value in np.stack(columns[::-1], axis=1).ravel()),
+    )
+
+
+def index_to_world(geometry: Geometry) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return (3, 3) and (3,): voxel v (z, y, x) lies at ``matrix v + origin`` (x, y, z in mm, LPS)."""
+    spacing = np.array(geometry.spacing_mm or (1.0, 1.0, 1.0))
+    matrix = np.reshape(geometry.direction, (3, 3)) * spacing[::-1]
+    return matrix[:, ::-1], np.array(geometry.origin_mm)
+
+
+def _three(values: npt.NDArray[np.floating]) -> tuple[float, float, float]:
+    a, b, c = (float(value) + 0.0 for value in values)
+    return a, b, c

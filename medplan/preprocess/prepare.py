@@ -1,0 +1,172 @@
+"""One scan, in memory: turned to canonical axes, cropped, normalised and resampled."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from medplan.data.cases import Case
+from medplan.data.images import Geometry, Image
+from medplan.errors import DataError, PlanError
+from medplan.plan.schema import DatasetPlan, Grid
+from medplan.preprocess.crop import crop_box
+from medplan.preprocess.geometry import Restoration, canonical_axes, canonical_geometry
+from medplan.preprocess.normalise import normalise
+from medplan.preprocess.resample import class_boxes, resample_image, resample_label, resampled_shape
+from medplan.randomness import generator
+
+if TYPE_CHECKING:
+    from medplan.preprocess.align import Atlas
+
+__all__ = ["MAX_LOCATIONS", "class_locations", "prepare"]
+
+Voxel = tuple[int, int, int]
+
+MAX_LOCATIONS = 4096
+"""Voxels that are remembered per code, to centre patches on; 24 kB each."""
+
+
+def prepare(
+    image: Image,
+    dataset_plan: DatasetPlan,
+    grid: Grid,
+    *,
+    label: npt.NDArray[np.integer] | None = None,
+    key: str = "",
+    atlas: "Atlas | None" = None,
+) -> tuple[Case, Restoration]:
+    """Bring a scan onto a grid.
+
+    Args:
+        image: (C, Z, Y, X) as read, on its own grid.
+        label: (Z, Y, X) raw values of the label file, on the same grid; None if there is none.
+        key: ``<dataset>/<id>``; named in errors, and seeds the choice of `Case.locations`.
+        atlas: what `grid.align_to` names (see `medplan.preprocess.align`); needed for every case but the atlas.
+
+    Returns: the case with NumPy arrays, and the way back for label maps.
+    Raises: DataError for NaN or infinite intensities, undeclared label values, or a label of another shape;
+        PlanError if the number of channels is not the planned one, or the atlas is missing.
+    """
+    where = f"case '{key}'" if key else "the image"
+    _check(image, dataset_plan, label, where)
+    codes = None if label is None else dataset_plan.labels.encode(label, where=where)
+    if grid.align_to is not None and key.split("/", 1)[-1] != grid.align_to:
+        pixels, codes, restoration = _aligned(image, codes, dataset_plan, grid, atlas, where)
+    else:
+        pixels, codes, restoration = _resampled(image, codes, dataset_plan, grid)
+    case = Case(
+        key=key,
+        pixels=pixels,
+        codes=codes,
+        spacing_mm=restoration.prepared().spacing_mm,
+        locations={} if codes is None else class_locations(codes, key),
+        domain=dataset_plan.domains.get(key.split("/", 1)[-1]),
+    )
+    return case, restoration
+
+
+def class_locations(codes: npt.NDArray[np.int16], key: str) -> dict[int, npt.NDArray[np.integer]]:
+    """Return per code above 0 up to `MAX_LOCATIONS` voxels (n, 3) that carry it, in reading order.
+
+    The choice depends on `key` and the code only. Coordinates are uint16 where they fit.
+    """
+    kind = np.uint16 if max(codes.shape) <= 65536 else np.int32
+    locations: dict[int, npt.NDArray[np.integer]] = {}
+    for code, box in sorted(class_boxes(codes).items()):
+        if code <= 0:
+            continue
+        inside = codes[tuple(slice(*limits) for limits in box)] == code
+        flat = np.flatnonzero(inside)
+        if len(flat) > MAX_LOCATIONS:
+            rng = generator("locations", key, code)
+            flat = np.sort(flat[rng.choice(len(flat), MAX_LOCATIONS, replace=False, shuffle=False)])
+        start = [low for low, _ in box]
+        locations[code] = (np.stack(np.unravel_index(flat, inside.shape), axis=1) + start).astype(kind)
+    return locations
+
+
+def _check(
+    image: Image, dataset_plan: DatasetPlan, label: npt.NDArray[np.integer] | None, where: str
+) -> None:
+    array = image.array
+    if len(array) != len(dataset_plan.channels):
+        raise PlanError(
+            f"{where} has {len(array)} channels, but the plan of '{dataset_plan.name}' expects "
+            f"{len(dataset_plan.channels)} ({', '.join(dataset_plan.channels)})."
+        )
+    if array.size == 0:
+        raise DataError(f"{where} has no voxels: its shape (z, y, x) is {array.shape[1:]}.")
+    for name, channel in zip(dataset_plan.channels, array, strict=True):
+        # Minimum and maximum carry every NaN and infinity along, without a second volume.
+        if not (np.isfinite(channel.min()) and np.isfinite(channel.max())):
+            raise DataError(
+                f"{where} has NaN or infinite intensities in channel '{name}'. "
+                "Correct the file, or run 'medplan fingerprint --repair'."
+            )
+    if label is not None and label.shape != array.shape[1:]:
+        raise DataError(
+            f"{where}: the image has shape (z, y, x) {array.shape[1:]} but its label {label.shape}. "
+            "Export the label again on the grid of the image."
+        )
+
+
+def _resampled(
+    image: Image, codes: npt.NDArray[np.int16] | None, dataset_plan: DatasetPlan, grid: Grid
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int16] | None, Restoration]:
+    axes, flipped = canonical_axes(image.geometry, grid.orientation)
+    canonical = canonical_geometry(image.geometry, axes=axes, flipped=flipped)
+    whole = Restoration(
+        native=image.geometry,
+        axes=axes,
+        flipped=flipped,
+        lower=(0, 0, 0),
+        upper=canonical.shape,
+        shape=canonical.shape,
+    )
+    lower, upper = crop_box(
+        whole.canonical(image.array),
+        crop=grid.crop,
+        modalities=dataset_plan.modalities,
+        spacing_mm=canonical.spacing_mm,
+    )
+    z, y, x = (high - low for low, high in zip(lower, upper, strict=True))
+    restoration = Restoration(
+        native=image.geometry,
+        axes=axes,
+        flipped=flipped,
+        lower=lower,
+        upper=upper,
+        shape=_target_shape((z, y, x), canonical, grid),
+    )
+    pixels = normalise(restoration.box(image.array), dataset_plan.normalisations)
+    pixels = resample_image(pixels, restoration.shape)
+    if codes is not None:
+        codes = resample_label(restoration.box(codes), restoration.shape)
+    return pixels, codes, restoration
+
+
+def _target_shape(shape: Voxel, geometry: Geometry, grid: Grid) -> Voxel:
+    if grid.shape is not None:
+        return grid.shape
+    if grid.spacing_mm is None or geometry.spacing_mm is None:
+        return shape
+    return resampled_shape(shape, geometry.spacing_mm, grid.spacing_mm)
+
+
+def _aligned(
+    image: Image,
+    codes: npt.NDArray[np.int16] | None,
+    dataset_plan: DatasetPlan,
+    grid: Grid,
+    atlas: "Atlas | None",
+    where: str,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int16] | None, Restoration]:
+    if atlas is None:
+        raise PlanError(
+            f"{where} should be aligned to the case '{grid.align_to}', which was not given; "
+            "run 'medplan preprocess', which keeps the atlas beside the preprocessed cases."
+        )
+    from medplan.preprocess.align import align
+
+    pixels, codes, restoration = align(image, codes, atlas, orientation=grid.orientation, where=where)
+    return normalise(pixels, dataset_plan.normalisations), codes, restoration

@@ -1,0 +1,153 @@
+"""Images by cubic splines and label maps by linear interpolation, both as matrix products per axis."""
+
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from medplan.data.labels import IGNORE
+from medplan.preprocess.operators import along, band, positions, window
+
+__all__ = ["class_boxes", "resample_image", "resample_label", "resampled_shape"]
+
+Voxel = tuple[int, int, int]
+Number = TypeVar("Number", bound=np.generic)
+
+
+def resampled_shape(
+    shape: Voxel, spacing_mm: tuple[float, float, float], target_mm: tuple[float, float, float]
+) -> Voxel:
+    """Return the number of voxels (z, y, x) that cover the same extent at the target spacing; at least one each."""
+    z, y, x = (max(1, round(n * old / new)) for n, old, new in zip(shape, spacing_mm, target_mm, strict=True))
+    return z, y, x
+
+
+def resample_image(array: npt.NDArray[np.floating], shape: Voxel) -> npt.NDArray[np.float32]:
+    """Resample every channel by cubic B-splines, clipped to the range the channel had before.
+
+    Args:
+        array: (C, Z, Y, X), finite.
+        shape: (z, y, x) wanted; the extent of the volume stays the same.
+
+    Returns: (C, *shape) float32; the input itself when the shape does not change.
+    Differs: from `skimage.transform.resize(order=3, mode='edge', anti_aliasing=False)`, whose figures these are, by
+        the rounding of float32 (below 1e-5 for intensities of unit deviation).
+    """
+    array = np.ascontiguousarray(array, dtype=np.float32)
+    if array.shape[1:] == tuple(shape):
+        return array
+    result = np.empty((len(array), *shape), dtype=np.float32)
+    for source, target in zip(array, result, strict=True):
+        low, high = float(source.min()), float(source.max())
+        volume = torch.from_numpy(source)
+        for axis in _strongest_reduction_first(source.shape, shape):
+            volume = along(volume, axis, band("cubic", source.shape[axis], shape[axis]))
+        torch.clamp(volume, low, high, out=torch.from_numpy(target))
+    return result
+
+
+def resample_label(codes: npt.NDArray[np.integer], shape: Voxel) -> npt.NDArray[np.int16]:
+    """Resample a label map: each class linearly on its own, then the class with the largest share wins.
+
+    Each class is interpolated inside the box that it can reach, so the cost grows with the volume of the classes
+    rather than with their number. Where a voxel without annotation has any share the nearest voxel decides, so that
+    annotation neither spreads into the unknown nor is lost by it. Equal shares go to the higher code.
+
+    Args:
+        codes: (Z, Y, X), codes of a `LabelSpace`, `IGNORE` included.
+        shape: (z, y, x) wanted.
+
+    Returns: int16 of that shape.
+    Differs: nnU-Net gives a voxel to the background where no class reaches one half; here the largest share wins.
+    """
+    codes = np.ascontiguousarray(codes, dtype=np.int16)
+    if codes.shape == tuple(shape):
+        return codes
+    result = np.zeros(shape, dtype=np.int16)
+    best = np.zeros(shape, dtype=np.float32)
+    total = np.zeros(shape, dtype=np.float32)
+    boxes = class_boxes(codes)
+    for code in sorted(boxes):
+        if code == IGNORE:
+            continue
+        share, where = _share(codes, code, boxes[code], shape)
+        wins = share >= best[where]
+        wins &= share > 0
+        result[where][wins] = code
+        np.maximum(best[where], share, out=best[where])
+        total[where] += share
+    result[best < 1 - total] = 0
+    if IGNORE in boxes:
+        share, where = _share(codes, IGNORE, boxes[IGNORE], shape)
+        result[where][share > 0] = _nearest(codes, shape)[where][share > 0]
+    return result
+
+
+def _strongest_reduction_first(old: tuple[int, ...], new: Voxel) -> list[int]:
+    return sorted(
+        (axis for axis in range(3) if old[axis] != new[axis]), key=lambda axis: new[axis] / old[axis]
+    )
+
+
+def class_boxes(codes: npt.NDArray[np.int16]) -> dict[int, tuple[tuple[int, int], ...]]:
+    """Return per code other than 0 the [start, stop) along each axis that holds it, in one pass over the slices."""
+    offset = -IGNORE
+    highest = int(codes.max(initial=0)) + offset + 1
+    lows = np.full((highest, 3), max(codes.shape, default=1), dtype=np.int64)
+    highs = np.zeros((highest, 3), dtype=np.int64)
+    for z, plane in enumerate(codes):
+        if not plane.any():
+            continue
+        rows, columns = np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0))
+        part = plane[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.int64) + offset
+        height, width = part.shape
+        by_row = np.bincount(
+            (part + highest * np.arange(height)[:, None]).ravel(), minlength=height * highest
+        )
+        by_column = np.bincount((part + highest * np.arange(width)).ravel(), minlength=width * highest)
+        for axis, counts, start in ((1, by_row, rows[0]), (2, by_column, columns[0])):
+            there = counts.reshape(-1, highest) > 0
+            present = np.flatnonzero(there.any(axis=0))
+            lows[present, axis] = np.minimum(lows[present, axis], start + there.argmax(axis=0)[present])
+            ends = start + len(there) - there[::-1].argmax(axis=0)[present]
+            highs[present, axis] = np.maximum(highs[present, axis], ends)
+            lows[present, 0], highs[present, 0] = np.minimum(lows[present, 0], z), z + 1
+    return {
+        int(code) - offset: tuple((int(a), int(b)) for a, b in zip(lows[code], highs[code], strict=True))
+        for code in np.flatnonzero(highs[:, 0] > 0)
+        if code != offset
+    }
+
+
+def _share(
+    codes: npt.NDArray[np.int16], code: int, box: tuple[tuple[int, int], ...], shape: Voxel
+) -> tuple[npt.NDArray[np.float32], tuple[slice, ...]]:
+    """Return the linearly interpolated share of one class and the part of the output that it can reach."""
+    bands, where = [], []
+    for (low, high), old, new in zip(box, codes.shape, shape, strict=True):
+        position = np.clip(positions(old, new), 0, old - 1)
+        reached = np.flatnonzero((position > low - 1) & (position < high))
+        if not len(reached):
+            return np.zeros((0, 0, 0), np.float32), (slice(0, 0),) * 3
+        rows = int(reached[0]), int(reached[-1]) + 1
+        bands.append(window("linear", old, new, rows, (low, high)))
+        where.append(slice(*rows))
+    inside = codes[tuple(slice(*limits) for limits in box)] == code
+    volume = torch.from_numpy(inside).to(torch.float32)
+    sizes = tuple(part.stop - part.start for part in where)
+    for axis in _order(volume.shape, sizes):
+        volume = along(volume, axis, bands[axis])
+    return volume.numpy(), tuple(where)
+
+
+def _order(old: tuple[int, ...], new: tuple[int, ...]) -> list[int]:
+    return sorted(range(3), key=lambda axis: new[axis] / old[axis])
+
+
+def _nearest(codes: npt.NDArray[np.int16], shape: Voxel) -> npt.NDArray[np.int16]:
+    picks = [
+        np.clip(np.floor(positions(old, new) + 0.5).astype(np.int64), 0, old - 1)
+        for old, new in zip(codes.shape, shape, strict=True)
+    ]
+    return np.asarray(codes[np.ix_(*picks)])

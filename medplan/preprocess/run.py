@@ -1,0 +1,5 @@
+"""Preprocess a dataset."""
+
+from medplan.preprocess.prepare import prepare
+
+__all__ = ["prepare"]
