@@ -1,0 +1,1 @@
+"""Evaluation of predictions against references, and the report. Imports neither torch nor matplotlib."""

@@ -1,0 +1,161 @@
+"""Evaluate a folder of predictions against a folder of references."""
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from medplan.data.images import IMAGE_ENDINGS, PICTURE_ENDINGS, Geometry, ending_of, read_label
+from medplan.data.labels import LabelSpace
+from medplan.errors import DataError, did_you_mean
+from medplan.evaluate.metrics import score_case
+from medplan.evaluate.summary import CaseScores, Summary, class_keys, write_summary
+from medplan.progress import track
+
+__all__ = ["evaluate", "pair_up"]
+
+logger = logging.getLogger(__name__)
+
+SPACING_TOLERANCE = 1e-3  # relative
+ORIGIN_TOLERANCE = 0.1  # of the smallest spacing
+DIRECTION_TOLERANCE = 1e-2  # of each cosine
+
+
+def evaluate(
+    predictions: Path,
+    references: Path,
+    labels: LabelSpace,
+    *,
+    output: Path | None = None,
+    workers: int = 1,
+    surface: bool = True,
+    tolerance_mm: float = 2.0,
+    allow_missing: bool = False,
+) -> Summary:
+    """Score every prediction that has a reference, and write ``summary.json`` and ``metrics.csv``.
+
+    Args:
+        predictions: folder of label files, or one label file.
+        references: the same; files are matched by case id, their endings may differ.
+        labels: what the raw values mean.
+        output: folder for the two files; the folder of the predictions by default.
+        workers: threads, one case each.
+        surface: also measure HD95, ASSD and NSD.
+        tolerance_mm: of NSD (pictures: in pixels).
+        allow_missing: leave references without a prediction out, rather than stop.
+
+    Raises: DataError for missing predictions, grids that differ, unreadable files, undeclared label values.
+    """
+    pairs, missing = pair_up(predictions, references, allow_missing=allow_missing)
+
+    def score(pair: tuple[str, Path, Path]) -> tuple[CaseScores, bool]:
+        case, predicted, truth = pair
+        prediction, predicted_grid = read_label(predicted)
+        reference, true_grid = read_label(truth)
+        _same_grid(case, (predicted, predicted_grid), (truth, true_grid))
+        scores = score_case(
+            prediction, reference, labels=labels, spacing_mm=true_grid.spacing_mm, surface=surface,
+            tolerance_mm=tolerance_mm, names=(f"{predicted}", f"{truth}"),
+        )  # fmt: skip
+        done = CaseScores(id=case, prediction=predicted, reference=truth, scores=scores)
+        return done, true_grid.spacing_mm is None
+
+    with ThreadPoolExecutor(max_workers=max(workers, 1)) as pool:
+        results = list(track(pool.map(score, pairs), label="evaluation", total=len(pairs)))
+    without_spacing = sum(is_picture for _, is_picture in results)
+    if 0 < without_spacing < len(results):
+        raise DataError(
+            f"{references}: {without_spacing} of {len(results)} references are pictures without a spacing "
+            "and the others have one in mm; evaluate them separately."
+        )
+    summary = Summary(
+        class_names=labels.names, class_keys=class_keys(labels), cases=tuple(case for case, _ in results),
+        unit="px" if without_spacing else "mm", tolerance=tolerance_mm, surface=surface, missing=missing,
+    )  # fmt: skip
+    write_summary(summary, output or (predictions if predictions.is_dir() else predictions.parent))
+    return summary
+
+
+def pair_up(
+    predictions: Path, references: Path, *, allow_missing: bool = False
+) -> tuple[tuple[tuple[str, Path, Path], ...], tuple[str, ...]]:
+    """Match predictions with references by case id.
+
+    Returns: (id, prediction, reference) sorted by id, and the ids of references without a prediction.
+    Raises: DataError if predictions are missing (unless allowed), or nothing matches.
+    """
+    predicted, true = _label_files(predictions), _label_files(references)
+    if predictions.is_file() and references.is_file():
+        predicted = {next(iter(true)): predictions}
+    missing, surplus = sorted(true.keys() - predicted.keys()), sorted(predicted.keys() - true.keys())
+    common = sorted(true.keys() & predicted.keys())
+    if not common:
+        hint = did_you_mean(surplus[0], missing)
+        raise DataError(
+            f"{predictions}: none of its {len(predicted)} label files, such as '{surplus[0]}', "
+            f"has a namesake among the {len(true)} of {references}{hint}. Give both the same names; "
+            "the endings may differ."
+        )
+    if missing and not allow_missing:
+        raise DataError(
+            f"{predictions}: {len(missing)} of {len(true)} references have no prediction "
+            f"({_listed(missing)}). Predict them, or leave them out with --allow-missing."
+        )
+    if missing:
+        logger.warning(
+            "%d references have no prediction and are left out: %s.", len(missing), _listed(missing)
+        )
+    if surplus:
+        logger.warning(
+            "%d predictions have no reference and are left out: %s.", len(surplus), _listed(surplus)
+        )
+    return tuple((case, predicted[case], true[case]) for case in common), tuple(missing)
+
+
+def _label_files(path: Path) -> dict[str, Path]:
+    endings = sorted({*IMAGE_ENDINGS, *PICTURE_ENDINGS}, key=len, reverse=True)
+    if path.is_file():
+        return {path.name.removesuffix(ending_of(path)): path}
+    if not path.is_dir():
+        raise DataError(f"{path}: there is no such folder or file; name a folder of label files.")
+    files: dict[str, Path] = {}
+    for file in sorted(path.iterdir()):
+        ending = next((e for e in endings if file.name.lower().endswith(e)), None)
+        if ending is None or file.name.startswith(".") or not file.is_file():
+            continue
+        case = file.name[: -len(ending)]
+        if case in files:
+            raise DataError(
+                f"{path}: both '{files[case].name}' and '{file.name}' are case '{case}'; remove one."
+            )
+        files[case] = file
+    if not files:
+        raise DataError(f"{path}: there are no label files in it (looked for {', '.join(sorted(endings))}).")
+    return files
+
+
+def _same_grid(case: str, predicted: tuple[Path, Geometry], true: tuple[Path, Geometry]) -> None:
+    (file, found), (reference, expected) = predicted, true
+    difference = None
+    if found.shape != expected.shape:
+        difference = f"shape {found.shape} against {expected.shape} voxels (z, y, x)"
+    elif found.spacing_mm is not None and expected.spacing_mm is not None:
+        allowed = ORIGIN_TOLERANCE * min(expected.spacing_mm)
+        if not np.allclose(found.spacing_mm, expected.spacing_mm, rtol=SPACING_TOLERANCE, atol=0):
+            difference = f"spacing {found.spacing_mm} against {expected.spacing_mm} mm (z, y, x)"
+        elif not np.allclose(found.direction, expected.direction, rtol=0, atol=DIRECTION_TOLERANCE):
+            difference = f"direction {found.direction} against {expected.direction}"
+        elif not np.allclose(found.origin_mm, expected.origin_mm, rtol=0, atol=allowed):
+            difference = f"origin {found.origin_mm} against {expected.origin_mm} mm (x, y, z)"
+    if difference:
+        raise DataError(
+            f"case '{case}': prediction and reference lie on different grids, {difference}  "
+            f"[{file}, {reference}]. Predict on the grid of the image that the reference was drawn on, "
+            "or re-export one of them."
+        )
+
+
+def _listed(cases: Sequence[str]) -> str:
+    return ", ".join(cases[:5]) + (f" and {len(cases) - 5} more" if len(cases) > 5 else "")
