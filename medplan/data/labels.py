@@ -117,6 +117,6 @@ class LabelSpace:
         file.
         """
         values = self.region_order if self.region_order is not None else tuple(v[0] for v in self.values)
-        highest = max(values, default=0)
-        kind = np.uint8 if highest <= 255 else np.uint16 if highest <= 65535 else np.int32
+        low, high = min(values, default=0), max(values, default=0)
+        kind = np.int32 if low < 0 or high > 65535 else np.uint16 if high > 255 else np.uint8
         return np.asarray((0, *values), dtype=kind)[classes]
