@@ -102,6 +102,8 @@ class Proposal:
         reason: one sentence for the table.
         dims, encoder: None takes the first of `Needs`.
         iterations, batch_size, lr, weight_decay: None for batch_size lets the planner fill the memory.
+        patch_size: None lets the planner fill the memory; where cases are squeezed, the shape they are
+            squeezed to.
         config: the method's own numbers, where they differ from the defaults.
         reasons: one line per choice above, by key.
     """
@@ -115,6 +117,7 @@ class Proposal:
     batch_size: int | None = None
     lr: float = 0.01
     weight_decay: float = 3e-5
+    patch_size: tuple[int, int, int] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
 
@@ -216,6 +219,14 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
         """Compute the losses, call `update`, and return scalars to log, as detached tensors."""
+
+    def footprint_step(self, batch: Batch, update: Update, at: Progress) -> None:
+        """Take a step like `training_step` on tensors without values (device ``meta``), to be measured.
+
+        Override it only if `training_step` looks at values (``.item()``, boolean indexing); then compute what
+        holds the most memory, and call `update` as often as `training_step` does.
+        """
+        self.training_step(batch, update, at)
 
     def load_encoder(self, weights: Mapping[str, Tensor]) -> None:
         """Fill the encoder from a published weight file (`Plan.encoder_weights`), strictly.

@@ -15,6 +15,7 @@ al. 2024, arXiv:2404.09556. Official code: Apache-2.0; read, not copied.
 Differs: the schedule falls with every step rather than every epoch; a tenth of nnU-Net's steps by default.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,8 @@ from torch.optim import SGD, Optimizer
 
 from medplan.data.augment import Augmentation
 from medplan.data.cases import Case
-from medplan.data.sampling import labelled
+from medplan.data.sampling import Labelled
+from medplan.data.spatial import Spatial
 from medplan.errors import MethodError
 from medplan.losses import SegmentationLoss, deep_supervision
 from medplan.method import Batch, Method, Needs, Phase, Predictor, Progress, Proposal, Situation, Update, poly
@@ -43,14 +45,15 @@ class Config:
         oversample: share of the patches that are centred on foreground, in [0, 1].
         deep_supervision: learn at every resolution of the decoder but the coarsest.
         batch_dice: pool the Dice over the batch; None does so in 2-D.
-        mirror: flip patches at random along every axis.
+        mirror_axes: axes (0 z, 1 y, 2 x) that patches are flipped along at random; None takes all, but for x
+            where the names of classes tell left from right.
     """
 
     momentum: float = 0.99
     oversample: float = 1 / 3
     deep_supervision: bool = True
     batch_dice: bool | None = None
-    mirror: bool = True
+    mirror_axes: tuple[int, ...] | None = None
 
 
 class Supervised(Method):
@@ -94,21 +97,27 @@ class Supervised(Method):
             plan.dims,
             deep_supervision=self.config.deep_supervision,
         )
+        self.mirror_axes = self.config.mirror_axes
+        if self.mirror_axes is None:
+            axes = (0, 1, 2) if plan.dims == 3 else (1, 2)
+            self.mirror_axes = axes[:-1] if tells_sides(labels.names) else axes
         batch_dice = plan.dims == 2 if self.config.batch_dice is None else self.config.batch_dice
         self.loss = SegmentationLoss(labels, batch_dice=batch_dice)
 
     def phases(self) -> Sequence[Phase]:
-        training = self.plan.training
-        return (
-            Phase(
-                name="train",
-                num_steps=training.iterations,
-                batch_size=training.batch_size,
-                sample=labelled(self.plan.patch_size, self.config.oversample),
-                augment=Augmentation(self.plan.dims),
-                schedule=poly,
+        plan, patch_size = self.plan, self.plan.patch_size
+        spatial = Spatial.for_patch(patch_size)
+        train = Phase(
+            name="train",
+            num_steps=plan.training.iterations,
+            batch_size=plan.training.batch_size,
+            sample=Labelled(patch_size, self.config.oversample, spatial=spatial),
+            augment=Augmentation(
+                patch_size=patch_size, mirror_axes=self.mirror_axes, keeps_slices=spatial.in_plane
             ),
+            schedule=poly,
         )
+        return (train,)
 
     def optimizers(self, phase: str) -> dict[str, Optimizer]:
         training = self.plan.training
@@ -133,6 +142,12 @@ class Supervised(Method):
             return answer.float()
 
         return logits
+
+
+def tells_sides(names: Sequence[str]) -> bool:
+    """Return whether some class is named by its side of the body: ``right kidney``, ``lh_thalamus``."""
+    words = {word for name in names for word in re.split(r"[^a-z]+", name.lower())}
+    return bool(words & {"left", "right", "lh", "rh", "l", "r"})
 
 
 METHOD = Supervised
