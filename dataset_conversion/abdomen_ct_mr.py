@@ -1,0 +1,39 @@
+"""Abdominal CT and MR side by side: Synapse and CHAOS joined on the organs they share."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from dataset_conversion import chaos, synapse
+from dataset_conversion.card import Card
+from dataset_conversion.listing import folders_of, require
+from dataset_conversion.writing import Case, write_dataset
+
+CARD = Card(
+    name="AbdomenCTMR",
+    title="Synapse CT and CHAOS MR (T2-SPIR), four shared organs",
+    about="Two unpaired sets of abdominal scans, for carrying labels from CT to MR or back.",
+    modality="CT and MR (T2-SPIR)",
+    home="www.synapse.org (syn3193805) and chaos.grand-challenge.org",
+    licence="of the two parts",
+    layout=("one folder that holds the source folders of `synapse` and of `chaos`, under any names",),
+    channels=("CT or MR",),
+    labels={"liver": 1, "right kidney": 2, "left kidney": 3, "spleen": 4},
+    num_cases="30 CT, 20 MR",
+    serves=("sdmessenger",),
+    split="By scan within each `domain` (CT, MR); the other nine organs of the CT become background.",
+)
+
+_FROM_SYNAPSE = {0: 0, 6: 1, 2: 2, 3: 3, 1: 4, **dict.fromkeys((4, 5, 7, 8, 9, 10, 11, 12, 13), 0)}
+
+
+def convert(source: Path, target: Path) -> None:
+    """Write both sets under common label values; images as `synapse` and `chaos` write them."""
+    folders = (source, *folders_of(source))
+    scans: list[Case] = [case for folder in folders for case in synapse.cases_of(folder)]
+    mr = [case for folder in folders for case in chaos.cases_of(folder) if case.domain == "T2-SPIR"]
+    require(source, bool(scans) and bool(mr), "one sub-folder with Synapse (CT) and one with CHAOS (MR)")
+    cases = [
+        replace(case, domain="CT", patient=case.id, values=_FROM_SYNAPSE) for case in scans if case.label
+    ]
+    cases += [replace(case, domain="MR") for case in mr]
+    write_dataset(CARD, cases, target, source=source)

@@ -1,0 +1,279 @@
+"""Write a raw dataset, one case after the other and dataset.json last.
+
+An interrupted conversion goes on where it stopped. A target folder that holds anything else is never touched.
+"""
+
+import gzip
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dataset_conversion.card import Card
+from dataset_conversion.pictures import read_picture, save_picture
+from dataset_conversion.volumes import Volume, read_itk, read_nifti, save, shape_of
+from medplan.errors import DataError
+from medplan.progress import track
+from medplan.records import write_text
+
+__all__ = ["Case", "Source", "write_dataset"]
+
+_LOG = logging.getLogger(__name__)
+_FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs", "imagesUnlabeled")
+_UNFINISHED = ".conversion.json"
+_NIFTI = (".nii", ".nii.gz", ".mgz")
+_ITK = (".nrrd", ".mha", ".mhd")
+
+Source = Path | Callable[[], Volume | npt.NDArray[Any]]
+"""A file that is taken over byte by byte where its format allows it, or a function that returns a volume or a
+picture (Y, X) or (Y, X, 3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One case of the dataset to be written.
+
+    Attributes:
+        id: letters, digits, ``-`` and ``_``; unique.
+        images: one per channel; a colour picture is one image with three channels.
+        label: None for an unlabelled case.
+        values: how label values of the source become those of the dataset; None leaves them as they are.
+        domain: scanner, sequence, centre or vendor, where the dataset has several.
+        patient: cases of one patient never fall on both sides of a split.
+        is_test: part of the official test set.
+    """
+
+    id: str
+    images: tuple[Source, ...]
+    label: Source | None = None
+    values: Mapping[int, int] | None = None
+    domain: str | None = None
+    patient: str | None = None
+    is_test: bool = False
+
+
+def write_dataset(
+    card: Card,
+    cases: Iterable[Case],
+    target: Path,
+    *,
+    source: Path,
+    labels: Mapping[str, int] | None = None,
+    channels: Sequence[str] | None = None,
+    ending: str = ".nii.gz",
+    notes: Sequence[str] = (),
+) -> None:
+    """Write the cases into `target` in nnU-Net's raw layout; dataset.json appears when everything is there.
+
+    Args:
+        labels, channels: where they differ from the card's.
+        ending: file ending of images and labels, ``.nii.gz`` or ``.png``.
+        notes: what a reader of the dataset should know, one sentence each; logged and kept in dataset.json.
+
+    Raises: DataError if `target` holds other files, if an image and its label differ in shape, or if a label
+        has values that `labels` does not declare.
+    """
+    cases = sorted(cases, key=lambda case: case.id)
+    labels = dict(card.labels if labels is None else labels)
+    channels = tuple(channels or card.channels)
+    _check_ids(cases)
+    _check_target(card, cases, target, source=source, ending=ending)
+    resumed = not (target / "dataset.json").exists()
+    for case in track(cases, label=f"converting {card.name}"):
+        _write_case(case, target, declared=labels, ending=ending, keep=resumed)
+    for note in notes:
+        _LOG.warning("%s: %s", card.name, note)
+    _describe(card, cases, target, labels=labels, channels=channels, ending=ending, notes=notes)
+    (target / _UNFINISHED).unlink(missing_ok=True)
+
+
+def _files(case: Case, ending: str) -> tuple[tuple[str, ...], str | None]:
+    """Return where the images and the label of a case belong, relative to the target."""
+    part = "Ts" if case.is_test else "Tr" if case.label is not None else "Unlabeled"
+    images = tuple(f"images{part}/{case.id}_{channel:04d}{ending}" for channel in range(len(case.images)))
+    return images, f"labels{part}/{case.id}{ending}" if case.label is not None else None
+
+
+def _check_ids(cases: Sequence[Case]) -> None:
+    seen: set[str] = set()
+    for case in cases:
+        if case.id in seen:
+            raise DataError(
+                f"two cases would both be called '{case.id}'; remove one of them from the source."
+            )
+        if not case.id.replace("-", "").replace("_", "").isalnum() or not case.id.isascii():
+            raise DataError(
+                f"'{case.id}' cannot be a case id; rename its files to letters, digits, '-' and '_'."
+            )
+        seen.add(case.id)
+
+
+def _check_target(card: Card, cases: Sequence[Case], target: Path, *, source: Path, ending: str) -> None:
+    expected = {name for case in cases for name in (*_files(case, ending)[0], _files(case, ending)[1])}
+    present = {
+        f"{path.parent.name}/{path.name}" for folder in _FOLDERS for path in (target / folder).glob("[!.]*")
+    }
+    foreign = sorted(present - expected)
+    mark = json.dumps({"name": card.name, "source": str(source.resolve())})
+    unfinished = target / _UNFINISHED
+    finished = target / "dataset.json"
+    other = unfinished.exists() and unfinished.read_text() != mark
+    other = other or (finished.exists() and json.loads(finished.read_text()).get("name") != card.name)
+    other = other or (bool(present) and not unfinished.exists() and not finished.exists())
+    if foreign or other:
+        shown = f" (for instance {foreign[0]})" if foreign else ""
+        raise DataError(
+            f"{target}: holds files of another dataset or source{shown}; convert into an empty folder."
+        )
+    if not finished.exists():
+        write_text(mark, unfinished)
+
+
+def _write_case(case: Case, target: Path, *, declared: Mapping[str, int], ending: str, keep: bool) -> None:
+    images, label = _files(case, ending)
+    shape: tuple[int, ...] | None = None
+    if case.label is not None and label is not None:
+        read, values, same = _read_label(case, declared)
+        shape = values.shape
+        if not (keep and (target / label).exists()):
+            _place(case.label if same else (lambda: _with_voxels(read, values)), target / label)
+    for image, name in zip(case.images, images, strict=True):
+        done = keep and (target / name).exists()
+        if not (done or isinstance(image, Path)):
+            content = image()
+            _check_shape(case, shape, (content.voxels if isinstance(content, Volume) else content).shape)
+            _place(partial(_same, content), target / name)
+            continue
+        if isinstance(image, Path) and shape is not None and image.name.endswith(_NIFTI):
+            _check_shape(case, shape, shape_of(image))
+        if not done:
+            _place(image, target / name)
+
+
+def _check_shape(case: Case, label: tuple[int, ...] | None, image: tuple[int, ...]) -> None:
+    if label is not None and image[: len(label)] != label:
+        where = f"  [{case.label}]" if isinstance(case.label, Path) else ""
+        raise DataError(
+            f"case '{case.id}': image and label differ in shape, {image} against {label}{where}; "
+            "fetch both again."
+        )
+
+
+def _read_label(case: Case, declared: Mapping[str, int]) -> tuple[Volume | npt.NDArray[Any], Any, bool]:
+    """Return the label as read, its final values, and whether these equal the source's."""
+    assert case.label is not None
+    where = f"case '{case.id}'" + (f" [{case.label}]" if isinstance(case.label, Path) else "")
+    read = _load(case.label)
+    raw = read.voxels if isinstance(read, Volume) else read
+    found, inverse = np.unique(raw, return_inverse=True)
+    whole = np.rint(found)
+    if found.size and not np.allclose(found, whole, atol=1e-3, rtol=0):
+        odd = found[np.abs(found - whole) > 1e-3][0]
+        raise DataError(
+            f"{where}: a label value is {odd:g}, which is no whole number; this is not a label file."
+        )
+    values = whole.astype(np.int64)
+    if case.values is not None:
+        unknown = [int(value) for value in values if int(value) not in case.values]
+        mapped = np.array([case.values.get(int(value), 0) for value in values], dtype=np.int64)
+    else:
+        allowed = {0, *declared.values()}
+        unknown, mapped = [int(value) for value in values if int(value) not in allowed], values
+    if unknown:
+        known = sorted(case.values if case.values is not None else {0, *declared.values()})
+        shown = known if len(known) <= 25 else [*known[:25], "..."]
+        raise DataError(
+            f"{where}: holds label values {unknown[:10]}, expected only {shown}; is it the right file?"
+        )
+    kind = np.uint8 if mapped.max(initial=0) <= 255 and mapped.min(initial=0) >= 0 else np.int32
+    same = bool((mapped == found).all()) and _is_taken_over(case.label)
+    return read, mapped.astype(kind)[inverse.reshape(raw.shape)], same
+
+
+def _load(source: Source) -> Volume | npt.NDArray[Any]:
+    if not isinstance(source, Path):
+        return source()
+    if source.name.endswith(_NIFTI):
+        return read_nifti(source)
+    return read_itk(source) if source.name.endswith(_ITK) else read_picture(source)
+
+
+def _same(content: Volume | npt.NDArray[Any]) -> Volume | npt.NDArray[Any]:
+    return content
+
+
+def _with_voxels(read: Volume | npt.NDArray[Any], voxels: npt.NDArray[Any]) -> Volume | npt.NDArray[Any]:
+    return Volume(voxels=voxels, affine=read.affine) if isinstance(read, Volume) else voxels
+
+
+def _is_taken_over(source: Source) -> bool:
+    return isinstance(source, Path) and source.name.endswith((".nii", ".nii.gz", ".png"))
+
+
+def _place(source: Source, path: Path) -> None:
+    """Put a file or a computed volume at `path`, under a temporary name first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        if isinstance(source, Path) and _is_taken_over(source):
+            _take_over(source, temporary)
+        else:
+            content = _load(source)
+            if isinstance(content, Volume):
+                save(content, temporary)
+            else:
+                save_picture(content, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _take_over(source: Path, path: Path) -> None:
+    if source.name.endswith(".nii"):
+        with (
+            source.open("rb") as plain,
+            path.open("wb") as file,
+            gzip.GzipFile("", "wb", 6, file, 0) as packed,
+        ):
+            shutil.copyfileobj(plain, packed, 2**20)
+        return
+    try:
+        os.link(source.resolve(), path)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, path)
+
+
+def _describe(
+    card: Card,
+    cases: Sequence[Case],
+    target: Path,
+    *,
+    labels: Mapping[str, int],
+    channels: Sequence[str],
+    ending: str,
+    notes: Sequence[str],
+) -> None:
+    description: dict[str, Any] = {
+        "name": card.name,
+        "channel_names": {str(number): channel for number, channel in enumerate(channels)},
+        "labels": {"background": 0, **labels},
+        "numTraining": sum(case.label is not None and not case.is_test for case in cases),
+        "file_ending": ending,
+        "reference": f"{card.title}. {card.home}",
+        "licence": card.licence,
+    }
+    for key in ("domain", "patient"):
+        named = {case.id: getattr(case, key) for case in cases if getattr(case, key) is not None}
+        if named:
+            description[key] = named
+    if notes:
+        description["notes"] = list(notes)
+    write_text(json.dumps(description, indent=1) + "\n", target / "dataset.json")
