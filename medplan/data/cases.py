@@ -1,15 +1,41 @@
-"""Preprocessed cases as training and prediction see them: patches are read, volumes are not."""
+"""Preprocessed cases as training and prediction see them: patches are read, volumes are not.
 
+Beside each other in one folder lie, per case, ``<id>.image.b2nd`` (C, Z, Y, X) float32, ``<id>.label.b2nd``
+(Z, Y, X) int16, ``<id>.locations.npy`` (n, 4) of code, z, y, x, and ``<id>.json``, a `CaseRecord`, which is
+written last.
+
+Volumes are stored in compressed chunks of about 64^3 voxels. Measured on a left-atrium scan of 140x224x292
+voxels,
+one core, warm files: a patch of 96x128x192 takes 4.2 ms with LZ4 (31 MB on disk), 6.7 ms with Zstandard (29
+    MB) and
+0.6 ms from an uncompressed memory map (37 MB); its label map 0.7 ms, and 0.1 MB in place of 18 MB. Cropping
+is a small part of a training step, label maps and skull-stripped or masked scans shrink several times, and a
+cold read
+touches whole chunks instead of one page per row: hence chunks, LZ4 for images and Zstandard for labels.
+    Pixels stay
+float32: half precision would halve the files but loses the last Hounsfield units of a wide window.
+"""
+
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Case", "CaseStore"]
+from medplan.errors import MethodError, PlanError
+from medplan.records import read_json
+
+if TYPE_CHECKING:
+    from medplan.plan.schema import DatasetPlan, Plan
+
+__all__ = ["Case", "CaseFiles", "CaseRecord", "CaseStore", "open_case"]
 
 Voxel = tuple[int, int, int]
+
+_NUM_OPEN = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,20 +76,188 @@ class Case:
         return int(z), int(y), int(x)
 
     def image(self, lower: Voxel | None = None, upper: Voxel | None = None) -> npt.NDArray[np.float32]:
-        """Return (C, *upper - lower) float32; voxels outside the case are 0. Without a box, the whole case."""
+        """Return (C, *upper - lower) float32, 0 outside the case. Without a box, the whole case."""
+        return np.asarray(_cut(self.pixels, self.shape, lower, upper), dtype=np.float32)
 
     def label(self, lower: Voxel | None = None, upper: Voxel | None = None) -> npt.NDArray[np.int16]:
-        """Return (*upper - lower) codes; voxels outside the case are background. Raises MethodError without a label."""
+        """Return (*upper - lower) codes, 0 outside the case. Raises MethodError without a label."""
+        if self.codes is None:
+            raise MethodError(f"case '{self.key}' has no label, but one is asked for; give it another role.")
+        return np.asarray(_cut(self.codes, self.shape, lower, upper), dtype=np.int16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseRecord:
+    """What is known about a preprocessed case without opening its volumes.
+
+    Attributes:
+        id: the case's id in its dataset.
+        shape: voxels (z, y, x) of the preprocessed grid.
+        spacing_mm: (z, y, x); None for pictures.
+        is_labelled: whether there is a label map.
+        codes: codes above 0 that occur in it.
+        digest: of the plan's facts and the content of the source files.
+        sources: per source file its bytes, time of change in ns, and digest.
+        restoration: a `medplan.preprocess.geometry.Restoration` as plain data.
+    """
+
+    id: str
+    shape: Voxel
+    spacing_mm: tuple[float, float, float] | None
+    is_labelled: bool
+    codes: tuple[int, ...]
+    digest: str
+    sources: dict[str, tuple[int, int, str]]
+    restoration: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """Where one preprocessed case lies."""
+
+    folder: Path
+    id: str
+
+    @property
+    def record(self) -> Path:
+        return self.folder / f"{self.id}.json"
+
+    @property
+    def image(self) -> Path:
+        return self.folder / f"{self.id}.image.b2nd"
+
+    @property
+    def label(self) -> Path:
+        return self.folder / f"{self.id}.label.b2nd"
+
+    @property
+    def locations(self) -> Path:
+        return self.folder / f"{self.id}.locations.npy"
+
+
+def open_case(folder: Path, key: str, *, domain: str | None = None) -> Case:
+    """Open a preprocessed case; volumes are not read.
+
+    Raises: PlanError if it is not there.
+    """
+    files = CaseFiles(folder, key.split("/", 1)[-1])
+    if not files.record.is_file():
+        raise PlanError(_missing([key], folder))
+    record = read_json(CaseRecord, files.record)
+    locations: dict[int, npt.NDArray[np.integer]] = {}
+    if record.is_labelled:
+        table = np.load(files.locations)
+        # Rows are sorted by code, so that each code is one slice.
+        starts = np.searchsorted(table[:, 0], [*record.codes, np.iinfo(np.int32).max])
+        for code, start, stop in zip(record.codes, starts, starts[1:], strict=False):
+            locations[code] = table[start:stop, 1:]
+    return Case(
+        key=key,
+        pixels=_open_volume(files.image),
+        codes=_open_volume(files.label) if record.is_labelled else None,
+        spacing_mm=record.spacing_mm,
+        locations=locations,
+        domain=domain,
+    )
 
 
 class CaseStore:
     """The cases of one fold of a plan, by role. Cheap to pickle: it opens files when they are read."""
 
+    def __init__(self, folders: Mapping[str, Path], plan: "Plan", fold: int = 0) -> None:
+        """Look up the cases of a fold.
+
+        Args:
+            folders: per dataset of the plan its folder of preprocessed cases.
+            plan: says which case has which role.
+            fold: which of its folds.
+
+        Raises: PlanError if a dataset has no folder, or a case of the fold (role `test` apart) is not
+            preprocessed.
+        """
+        self._folders = {name: Path(folder) for name, folder in folders.items()}
+        self._plan = plan
+        self._roles = plan.roles(fold)
+        self._opened: OrderedDict[str, Case] = OrderedDict()
+        for dataset in plan.datasets:
+            if dataset.name not in self._folders:
+                raise PlanError(
+                    f"the plan '{plan.name}' needs the dataset '{dataset.name}', which was not given."
+                )
+        missing: dict[Path, list[str]] = {}
+        for key in self.all_keys():
+            files = self._files(key)
+            if key not in self.role("test") and not files.record.is_file():
+                missing.setdefault(files.folder, []).append(key)
+        for folder, keys in missing.items():
+            raise PlanError(_missing(keys, folder))
+
     def role(self, name: str) -> tuple[str, ...]:
         """Return the keys of the cases with that role in the fold; empty if there are none."""
+        return self._roles.get(name, ())
+
+    def all_keys(self) -> tuple[str, ...]:
+        """Return the keys of all cases of the fold, each once, in the order of the plan."""
+        return tuple(dict.fromkeys(key for keys in self._roles.values() for key in keys))
 
     def __getitem__(self, key: str) -> Case:
         """Open a case (header only; nothing is decompressed)."""
+        if key in self._opened:
+            self._opened.move_to_end(key)
+            return self._opened[key]
+        plan = self.plan_of(key)
+        case = open_case(self._folders[plan.name], key, domain=plan.domains.get(key.split("/", 1)[1]))
+        self._opened[key] = case
+        if len(self._opened) > _NUM_OPEN:
+            self._opened.popitem(last=False)
+        return case
 
     def plan_of(self, key: str) -> "DatasetPlan":
-        """Return the dataset plan that a case belongs to."""
+        """Return the dataset plan that a case belongs to. Raises PlanError if there is none."""
+        name = key.split("/", 1)[0]
+        if "/" not in key or name not in self._folders:
+            raise PlanError(
+                f"there is no case '{key}'; keys are '<dataset>/<id>' of {sorted(self._folders)}."
+            )
+        return self._plan.dataset(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": OrderedDict()}
+
+    def _files(self, key: str) -> CaseFiles:
+        name, case = key.split("/", 1)
+        return CaseFiles(self._folders[name], case)
+
+
+def _open_volume(path: Path) -> Any:
+    import blosc2
+
+    # One thread: loader workers are parallel already, and a forked thread pool hangs.
+    return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+
+
+def _cut(array: Any, shape: Voxel, lower: Voxel | None, upper: Voxel | None) -> npt.NDArray[Any]:
+    """Copy a box out of the last three axes of a sliceable array, 0 where it reaches beyond."""
+    lower, upper = lower or (0, 0, 0), upper or shape
+    leading: tuple[Any, ...] = (slice(None),) * (len(array.shape) - 3)
+    sizes = (*array.shape[:-3], *(high - low for low, high in zip(lower, upper, strict=True)))
+    inner = [slice(max(0, low), min(n, high)) for low, high, n in zip(lower, upper, shape, strict=True)]
+    if any(part.start >= part.stop for part in inner):
+        return np.zeros(sizes, dtype=array.dtype)
+    # A slice of a NumPy array is a view, and callers change their patches; chunked arrays return copies.
+    part = np.array(array[leading + tuple(inner)], copy=isinstance(array, np.ndarray) or None)
+    if part.shape == sizes:
+        return part
+    result = np.zeros(sizes, dtype=array.dtype)
+    result[
+        leading + tuple(slice(cut.start - low, cut.stop - low) for cut, low in zip(inner, lower, strict=True))
+    ] = part
+    return result
+
+
+def _missing(keys: list[str], folder: Path) -> str:
+    named = ", ".join(f"'{key}'" for key in keys[:5]) + (
+        f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+    )
+    verb = "is" if len(keys) == 1 else "are"
+    return f"{named} {verb} not preprocessed in {folder}; run 'medplan preprocess' first."

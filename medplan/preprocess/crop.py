@@ -26,11 +26,11 @@ def crop_box(
     modalities: Sequence[Modality],
     spacing_mm: tuple[float, float, float] | None,
 ) -> tuple[Voxel, Voxel]:
-    """Return the box [lower, upper) in voxels (z, y, x) that holds what matters; the whole image if nothing does.
+    """Return the box [lower, upper) in voxels (z, y, x) that holds what matters, or else the whole image.
 
-    ``nonzero`` is the smallest box of all voxels that are non-zero in any channel. ``body`` is the box of the body:
-    the largest connected part of a CT above -500 HU, or of another image above half of Otsu's threshold between air
-    and tissue, with a margin of 10 mm, inside the ``nonzero`` box unless the image is a CT.
+    ``nonzero`` is the smallest box of all voxels that are non-zero in any channel. ``body`` is the box of the
+    body: the largest connected part of a CT above -500 HU, or of another image above half of Otsu's threshold
+    between air and tissue, with a margin of 10 mm, inside the ``nonzero`` box unless the image is a CT.
 
     Args:
         array: (C, Z, Y, X), finite.
@@ -55,12 +55,14 @@ def crop_box(
 def _largest_part(
     volume: npt.NDArray[np.generic], threshold: float, spacing_mm: tuple[float, float, float] | None
 ) -> tuple[Voxel, Voxel] | None:
-    """Return the box of the largest connected part above a threshold, with a margin, found on a coarse grid."""
+    """Return the box of the largest connected part above a threshold, with a margin; seen coarsely."""
     spacing = spacing_mm or (1.0, 1.0, 1.0)
     steps = [
         max(1, min(round(_COARSE_MM / one), n // 16)) for one, n in zip(spacing, volume.shape, strict=True)
     ]
-    coarse = volume[tuple(slice(None, None, step) for step in steps)] > threshold
+    coarse = (
+        np.asarray(volume[tuple(slice(None, None, step) for step in steps)], dtype=np.float32) > threshold
+    )
     parts, count = ndimage.label(coarse)
     if count == 0:
         return None
@@ -77,7 +79,8 @@ def _largest_part(
 def _half_otsu(volume: npt.NDArray[np.generic]) -> float:
     """Return the intensity half way from the darkest voxel to Otsu's threshold.
 
-    Source: Otsu 1979, doi:10.1109/TSMC.1979.4310076, eq. 18.  Differs: half of it, since dark tissue is tissue.
+    Source: Otsu 1979, doi:10.1109/TSMC.1979.4310076, eq. 18.  Differs: half of it, since dark tissue is
+        tissue.
     """
     low, high = float(volume.min()), float(volume.max())
     if not high > low:

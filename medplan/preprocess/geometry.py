@@ -1,12 +1,12 @@
 """Between an input's own grid and the grid that networks work on, exactly and both ways.
 
-An input is turned to canonical axes (an exchange and reversal of array axes, never an interpolation), cropped to a
-box and resampled; or, with an atlas, mapped onto the atlas' grid. `Restoration` remembers every step.
+An input is turned to canonical axes (an exchange and reversal of array axes, never an interpolation), cropped
+to a box and resampled; or, with an atlas, mapped onto the atlas' grid. `Restoration` remembers every step.
 """
 
 from dataclasses import dataclass
 from itertools import permutations
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +29,8 @@ class Alignment:
     """How an input lies in the space of an atlas.
 
     Attributes:
-        matrix: 9 numbers, row-major; a point p of the input's world (x, y, z in mm, LPS) is at ``matrix p + offset``
-            in the atlas' world.
+        matrix: 9 numbers, row-major; a point p of the input's world (x, y, z in mm, LPS) is at ``matrix p +
+            offset`` in the atlas' world.
         offset: 3 numbers in mm.
         grid: the atlas' prepared grid, which the input is resampled onto.
     """
@@ -67,13 +67,15 @@ class Restoration:
         return z, y, x
 
     def canonical(self, array: npt.NDArray[Number]) -> npt.NDArray[Number]:
-        """View an array (..., Z, Y, X) on the input's grid along canonical axes; writing to the view writes to it."""
+        """View an array (..., Z, Y, X) of the input's grid along canonical axes; it shares the memory."""
         return to_canonical(array, axes=self.axes, flipped=self.flipped)
 
     def box(self, array: npt.NDArray[Number]) -> npt.NDArray[Number]:
-        """View the part of an array (..., Z, Y, X) on the input's grid that was kept, along canonical axes."""
-        where = tuple(slice(low, high) for low, high in zip(self.lower, self.upper, strict=True))
-        return self.canonical(array)[(..., *where)]
+        """View the box that was kept of an array (..., Z, Y, X) of the input's grid, along canonical axes."""
+        where = (slice(low, high) for low, high in zip(self.lower, self.upper, strict=True))
+        index: tuple[Any, ...] = (..., *where)
+        view: npt.NDArray[Number] = self.canonical(array)[index]
+        return view
 
     def prepared(self) -> Geometry:
         """Return the prepared grid's place in the world (of the atlas, where there is one)."""
@@ -100,16 +102,15 @@ class Restoration:
 
     def forward(self, points: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
         """Map points (n, 3) in voxels (z, y, x) of the input's grid to voxels of the prepared grid."""
-        points = np.asarray(points, dtype=np.float64)
+        canonical = self._canonical_points(np.asarray(points, dtype=np.float64))
         if self.alignment is not None:
             matrix, offset = self.to_atlas()
-            canonical = self._canonical_points(points)
             return canonical @ matrix.T + offset
         scale = np.array(self.shape) / self.box_shape
-        return np.asarray((self._canonical_points(points) - self.lower + 0.5) * scale - 0.5)
+        return np.asarray((canonical - self.lower + 0.5) * scale - 0.5)
 
     def to_atlas(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Return (3, 3) and (3,): a canonical voxel v (z, y, x) lies at ``matrix v + offset`` in prepared voxels."""
+        """Return (3, 3) and (3,): canonical voxel v (z, y, x) is prepared voxel ``matrix v + offset``."""
         if self.alignment is None:
             raise PlanError("this case was not aligned to an atlas.")
         canonical = canonical_geometry(self.native, axes=self.axes, flipped=self.flipped)
@@ -129,7 +130,8 @@ def canonical_axes(geometry: Geometry, orientation: str | None) -> tuple[Voxel, 
     """Return the exchange and reversal of array axes that brings a grid nearest to an orientation.
 
     Args:
-        orientation: nibabel axis codes of increasing x, y, z, such as 'RAS'; None keeps the array, and so do pictures.
+        orientation: nibabel axis codes of increasing x, y, z, such as 'RAS'; None keeps the array, and so do
+            pictures.
 
     An oblique grid keeps the rest of its rotation: its voxels are not interpolated.
     Raises: PlanError if `orientation` is no orientation.
@@ -157,7 +159,9 @@ def to_canonical(array: npt.NDArray[Number], *, axes: Voxel, flipped: Flips) -> 
     """View the last three axes of an array in another order and direction."""
     leading = array.ndim - 3
     turned = array.transpose(*range(leading), *(leading + axis for axis in axes))
-    return turned[(..., *(slice(None, None, -1 if flip else 1) for flip in flipped))]
+    index: tuple[Any, ...] = (..., *(slice(None, None, -1 if flip else 1) for flip in flipped))
+    view: npt.NDArray[Number] = turned[index]
+    return view
 
 
 def canonical_geometry(geometry: Geometry, *, axes: Voxel, flipped: Flips) -> Geometry:

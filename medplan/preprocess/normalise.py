@@ -19,8 +19,9 @@ def normalise(
 ) -> npt.NDArray[np.float32]:
     """Normalise every channel.
 
-    With `nonzero_only` the constants come from, and are applied to, the region that is non-zero in any channel,
-    its holes filled; everything outside becomes 0. A channel without any contrast becomes 0 everywhere.
+    With `nonzero_only` the constants come from, and are applied to, the region that is non-zero in any
+    channel, its holes filled; everything outside becomes 0. A channel without any contrast becomes 0
+    everywhere.
 
     Args:
         array: (C, Z, Y, X) of any number type, finite; not changed.
@@ -28,7 +29,8 @@ def normalise(
 
     Returns: (C, Z, Y, X) float32.
     Raises: PlanError if their numbers differ.
-    Source: Isensee et al. 2021, doi:10.1038/s41592-020-01008-z, supplementary note 2 (z-score; CT with clipping).
+    Source: Isensee et al. 2021, doi:10.1038/s41592-020-01008-z, supplementary note 2 (z-score; CT with
+        clipping).
     """
     if len(array) != len(normalisations):
         raise PlanError(
@@ -74,15 +76,15 @@ def _normalise_channel(
     if one.scheme == "unit":
         low = float(inside.min()) if low is None else low
         high = float(inside.max()) if high is None else high
-        shift, scale = low, high - low
     if low is not None or high is not None:
         np.clip(values, low, high, out=values)
-    if one.scheme == "zscore":
-        shift, scale = one.mean, one.std
-        if shift is None or scale is None:
-            mean, std = _moments(values if mask is None else values[mask])
-            shift = mean if shift is None else shift
-            scale = std if scale is None else scale
+        inside = values if mask is None else values[mask]
+    if one.scheme == "unit" and low is not None and high is not None:
+        shift, scale = low, high - low
+    else:
+        mean, std = one.mean, one.std
+        found = (0.0, 0.0) if mean is not None and std is not None else _moments(inside)
+        shift, scale = found[0] if mean is None else mean, found[1] if std is None else std
     if scale <= 1e-6 * abs(shift) or scale <= 1e-12:
         values[...] = 0
         return

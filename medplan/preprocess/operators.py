@@ -1,8 +1,8 @@
 """Interpolation along one axis as a banded matrix, cached, and its product with a volume.
 
-Interpolating a volume of (Z, Y, X) voxels is three such products, which the matrix routines of the processor run at
-full speed. Samples are areas, not points: n samples squeezed into m keep the extent of the volume (the convention
-of `skimage.transform.resize` and of torch's ``align_corners=False``).
+Interpolating a volume of (Z, Y, X) voxels is three such products, which the matrix routines of the processor
+run at full speed. Samples are areas, not points: n samples squeezed into m keep the extent of the volume (the
+convention of `skimage.transform.resize` and of torch's ``align_corners=False``).
 """
 
 from dataclasses import dataclass
@@ -46,8 +46,8 @@ def operator(kind: Kind, num_inputs: int, num_outputs: int) -> npt.NDArray[np.fl
     ``cubic`` is the interpolating cubic B-spline including its prefilter, on a signal continued by its border
     values; ``linear`` repeats the border value. Both equal `skimage.transform.resize` with mode 'edge'.
 
-    Source: Unser 1999, "Splines: a perfect fit for signal and image processing", eq. 8 and 13. The continuation by
-    12 border samples is SciPy's, so that the figures agree with it to rounding.
+    Source: Unser 1999, "Splines: a perfect fit for signal and image processing", eq. 8 and 13. The
+        continuation by 12 border samples is SciPy's, so that the figures agree with it to rounding.
     """
     position = positions(num_inputs, num_outputs)
     rows = np.arange(num_outputs)
@@ -70,7 +70,7 @@ def operator(kind: Kind, num_inputs: int, num_outputs: int) -> npt.NDArray[np.fl
 
 
 def positions(num_inputs: int, num_outputs: int) -> npt.NDArray[np.float64]:
-    """Return where each output sample lies, in input samples; the first and last reach beyond when enlarging."""
+    """Return where each output sample lies, in input samples; when enlarging the outermost lie beyond."""
     return np.asarray((np.arange(num_outputs) + 0.5) * (num_inputs / num_outputs) - 0.5)
 
 
@@ -93,7 +93,7 @@ def band(kind: Kind, num_inputs: int, num_outputs: int) -> tuple[Band, ...]:
 def window(
     kind: Kind, num_inputs: int, num_outputs: int, rows: tuple[int, int], columns: tuple[int, int]
 ) -> tuple[Band, ...]:
-    """Return the part of an operator that maps the inputs `columns` to the outputs `rows`, counted from their starts."""
+    """Return the part of an operator from the inputs `columns` to the outputs `rows`, renumbered from 0."""
     matrix = operator(kind, num_inputs, num_outputs)[rows[0] : rows[1], columns[0] : columns[1]]
     blocks = []
     for start in range(0, len(matrix), _ROWS_PER_BLOCK):
@@ -110,7 +110,6 @@ def along(volume: Tensor, axis: int, bands: tuple[Band, ...]) -> Tensor:
     shape = list(volume.shape)
     shape[axis] = bands[-1].rows[1]
     result = volume.new_empty(shape)
-    # The last axis as one product over all rows, the first as one over all columns, the middle slice by slice.
     source = (volume.flatten(1), volume, volume.flatten(0, 1))[axis]
     target = (result.flatten(1), result, result.flatten(0, 1))[axis]
     for block in bands:

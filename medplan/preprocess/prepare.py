@@ -41,7 +41,8 @@ def prepare(
         image: (C, Z, Y, X) as read, on its own grid.
         label: (Z, Y, X) raw values of the label file, on the same grid; None if there is none.
         key: ``<dataset>/<id>``; named in errors, and seeds the choice of `Case.locations`.
-        atlas: what `grid.align_to` names (see `medplan.preprocess.align`); needed for every case but the atlas.
+        atlas: what `grid.align_to` names (see `medplan.preprocess.align`); needed for every case but the
+            atlas.
 
     Returns: the case with NumPy arrays, and the way back for label maps.
     Raises: DataError for NaN or infinite intensities, undeclared label values, or a label of another shape;

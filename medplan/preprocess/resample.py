@@ -18,7 +18,7 @@ Number = TypeVar("Number", bound=np.generic)
 def resampled_shape(
     shape: Voxel, spacing_mm: tuple[float, float, float], target_mm: tuple[float, float, float]
 ) -> Voxel:
-    """Return the number of voxels (z, y, x) that cover the same extent at the target spacing; at least one each."""
+    """Return how many voxels (z, y, x), at least one each, cover the same extent at the target spacing."""
     z, y, x = (max(1, round(n * old / new)) for n, old, new in zip(shape, spacing_mm, target_mm, strict=True))
     return z, y, x
 
@@ -31,8 +31,8 @@ def resample_image(array: npt.NDArray[np.floating], shape: Voxel) -> npt.NDArray
         shape: (z, y, x) wanted; the extent of the volume stays the same.
 
     Returns: (C, *shape) float32; the input itself when the shape does not change.
-    Differs: from `skimage.transform.resize(order=3, mode='edge', anti_aliasing=False)`, whose figures these are, by
-        the rounding of float32 (below 1e-5 for intensities of unit deviation).
+    Differs: from `skimage.transform.resize(order=3, mode='edge', anti_aliasing=False)`, whose figures these
+        are, by the rounding of float32 (below 1e-5 for intensities of unit deviation).
     """
     array = np.ascontiguousarray(array, dtype=np.float32)
     if array.shape[1:] == tuple(shape):
@@ -50,28 +50,30 @@ def resample_image(array: npt.NDArray[np.floating], shape: Voxel) -> npt.NDArray
 def resample_label(codes: npt.NDArray[np.integer], shape: Voxel) -> npt.NDArray[np.int16]:
     """Resample a label map: each class linearly on its own, then the class with the largest share wins.
 
-    Each class is interpolated inside the box that it can reach, so the cost grows with the volume of the classes
-    rather than with their number. Where a voxel without annotation has any share the nearest voxel decides, so that
-    annotation neither spreads into the unknown nor is lost by it. Equal shares go to the higher code.
+    Each class is interpolated inside the box that it can reach, so the cost grows with the volume of the
+    classes rather than with their number. Where a voxel without annotation has any share the nearest voxel
+    decides, so that annotation neither spreads into the unknown nor is lost by it. Equal shares go to the
+    higher code.
 
     Args:
         codes: (Z, Y, X), codes of a `LabelSpace`, `IGNORE` included.
         shape: (z, y, x) wanted.
 
     Returns: int16 of that shape.
-    Differs: nnU-Net gives a voxel to the background where no class reaches one half; here the largest share wins.
+    Differs: nnU-Net gives a voxel to the background where no class reaches one half; here the largest share
+        wins.
     """
-    codes = np.ascontiguousarray(codes, dtype=np.int16)
-    if codes.shape == tuple(shape):
-        return codes
+    source: npt.NDArray[np.int16] = np.ascontiguousarray(codes, dtype=np.int16)
+    if source.shape == tuple(shape):
+        return source
     result = np.zeros(shape, dtype=np.int16)
     best = np.zeros(shape, dtype=np.float32)
     total = np.zeros(shape, dtype=np.float32)
-    boxes = class_boxes(codes)
+    boxes = class_boxes(source)
     for code in sorted(boxes):
         if code == IGNORE:
             continue
-        share, where = _share(codes, code, boxes[code], shape)
+        share, where = _share(source, code, boxes[code], shape)
         wins = share >= best[where]
         wins &= share > 0
         result[where][wins] = code
@@ -79,8 +81,8 @@ def resample_label(codes: npt.NDArray[np.integer], shape: Voxel) -> npt.NDArray[
         total[where] += share
     result[best < 1 - total] = 0
     if IGNORE in boxes:
-        share, where = _share(codes, IGNORE, boxes[IGNORE], shape)
-        result[where][share > 0] = _nearest(codes, shape)[where][share > 0]
+        share, where = _share(source, IGNORE, boxes[IGNORE], shape)
+        result[where][share > 0] = _nearest(source, shape)[where][share > 0]
     return result
 
 
@@ -91,7 +93,7 @@ def _strongest_reduction_first(old: tuple[int, ...], new: Voxel) -> list[int]:
 
 
 def class_boxes(codes: npt.NDArray[np.int16]) -> dict[int, tuple[tuple[int, int], ...]]:
-    """Return per code other than 0 the [start, stop) along each axis that holds it, in one pass over the slices."""
+    """Return per code other than 0 the [start, stop) along each axis that holds it."""
     offset = -IGNORE
     highest = int(codes.max(initial=0)) + offset + 1
     lows = np.full((highest, 3), max(codes.shape, default=1), dtype=np.int64)
