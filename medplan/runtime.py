@@ -1,4 +1,5 @@
-"""Devices, ranks, precision and memory: the only file that looks at the GPU, the process group or the machine."""
+"""Devices, ranks, precision and memory: the only file that looks at the GPU, the process group or the
+machine."""
 
 import contextlib
 import ctypes
@@ -48,8 +49,8 @@ class Runtime:
         """Pick a device and join the process group if `torchrun` started this process.
 
         Args:
-            device: ``auto`` (CUDA, else Apple's GPU, else CPU), ``cpu``, ``cuda``, ``cuda:<n>`` or ``mps``. Under
-                `torchrun`, ``auto`` and ``cuda`` give each process of a machine its own GPU.
+            device: ``auto`` (CUDA, else Apple's GPU, else CPU), ``cpu``, ``cuda``, ``cuda:<n>`` or ``mps``.
+                Under `torchrun`, ``auto`` and ``cuda`` give each process of a machine its own GPU.
             precision: ``auto`` takes bf16 where the hardware computes in it (never fp16).
 
         Raises: UsageError if there is no such device.
@@ -90,7 +91,7 @@ class Runtime:
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
             dist.all_reduce(flat)
             flat /= self.world
-            parts = flat.split([tensor.numel() for tensor in bucket])
+            parts = torch.split(flat, [tensor.numel() for tensor in bucket])
             averaged += [part.view_as(tensor) for part, tensor in zip(parts, bucket, strict=True)]
         return averaged
 
@@ -174,9 +175,9 @@ def free_disk(folder: Path) -> int:
 def tune_allocator() -> bool:
     """Let glibc keep freed activations instead of giving them back to the kernel; True if it was done.
 
-    Training and prediction on the CPU free and ask for the same hundreds of megabytes in every step; each page
-    given back costs a fault when it is touched again. Does nothing under another C library, or where the user has
-    set ``MALLOC_*`` variables. The process holds its peak memory until it ends.
+    Training and prediction on the CPU free and ask for the same hundreds of megabytes in every step; each
+    page given back costs a fault when it is touched again. Does nothing under another C library, or where the
+    user has set ``MALLOC_*`` variables. The process holds its peak memory until it ends.
     """
     if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
         return False
@@ -203,8 +204,8 @@ def _find_device(name: str, *, local_rank: int) -> torch.device:
         return torch.device(kind)
     if not torch.cuda.is_available():
         raise UsageError(
-            f"--device {name}: torch {torch.__version__} finds no CUDA device (no NVIDIA GPU, no driver, or a torch "
-            "built for the CPU). Take --device cpu, or install a CUDA build of torch."
+            f"--device {name}: torch {torch.__version__} finds no CUDA device (no NVIDIA GPU, no driver, or "
+            "a torch built for the CPU). Take --device cpu, or install a CUDA build of torch."
         )
     index, count = int(number) if number else local_rank, torch.cuda.device_count()
     if index >= count:

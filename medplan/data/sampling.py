@@ -1,8 +1,8 @@
 """Samplers: pure functions from (cases, random generator) to one training element, as picklable dataclasses.
 
-An element holds ``image`` (C, Z, Y, X) float32, ``label`` (Z, Y, X) int16 codes and ``case``, the key it was cut
-from. Where a sampler draws a spatial transform, ``transform`` is a `Transform` (else None) and the arrays have the
-shape of its box; `medplan.data.augment.Augmentation` then brings them to the patch size.
+An element holds ``image`` (C, Z, Y, X) float32, ``label`` (Z, Y, X) int16 codes and ``case``, the key it was
+cut from. Where a sampler draws a spatial transform, ``transform`` is a `Transform` (else None) and the arrays
+have the shape of its box; `medplan.data.augment.Augmentation` then brings them to the patch size.
 """
 
 from collections.abc import Callable, Sequence
@@ -104,7 +104,8 @@ class Mixture:
     """Elements of several samplers, each drawn with its share; ``source`` (int64) is the sampler's number.
 
     The samplers must give elements of equal keys and shapes. For the datasets of a plan, in order:
-    ``Mixture(tuple(Labelled(size, dataset=d.name) for d in plan.datasets), tuple(d.share for d in plan.datasets))``.
+    ``Mixture(tuple(Labelled(size, dataset=d.name) for d in plan.datasets), tuple(d.share for d in
+    plan.datasets))``.
     """
 
     samplers: tuple[Sampler, ...]
@@ -147,13 +148,14 @@ def choose_case(
             return case
     of = f" of dataset '{dataset}'" if dataset else ""
     raise MethodError(
-        f"The fold has no {'suitable ' if keys else ''}case with the role '{role}'{of}, which this method draws "
-        "from; look at 'folds' in the plan, or choose another --fold."
+        f"The fold has no {'suitable ' if keys else ''}case with the role '{role}'{of}, which this method "
+        "draws from; look at 'folds' in the plan, or choose another --fold."
     )
 
 
 def random_patch(case: Case, patch_size: Voxel, rng: np.random.Generator) -> Voxel:
-    """Return the lower corner of a patch anywhere in the case; along axes that are too short it is centred."""
+    """Return the lower corner of a patch anywhere in the case; along axes that are too short it is
+    centred."""
     z, y, x = (int(rng.integers(low, high + 1)) for low, high in _corners(case, patch_size))
     return z, y, x
 

@@ -1,7 +1,9 @@
-"""Rotation, scaling and elastic deformation of patches, drawn where patches are cut and applied where batches live.
+"""Rotation, scaling and elastic deformation of patches, drawn where patches are cut and applied where batches
+live.
 
-The sampler draws a transform first and then reads exactly the box of voxels that the transformed patch covers: an
-enlarged box is read (and resampled) for the patches that are rotated or scaled, and for no others.
+The sampler draws a transform first and then reads exactly the box of voxels that the transformed patch
+    covers: an enlarged box is read (and resampled) for the patches that are rotated or scaled, and for no
+    others.
 
 Shapes: C channels, Z Y X voxels of the box that was read, P the patch.
 """
@@ -35,7 +37,8 @@ class Transform:
         matrix: maps an offset (z, y, x) from the patch centre to an offset from the box centre, in voxels.
         box: shape of the box to read; its centre is the patch's.
         scales_only: the matrix is diagonal and maps the patch exactly onto the box.
-        displacement: (3, g, g, g) further offset (z, y, x) in voxels on a coarse grid over the patch, or None.
+        displacement: (3, g, g, g) further offset (z, y, x) in voxels on a coarse grid over the patch, or
+            None.
     """
 
     matrix: Matrix
@@ -52,8 +55,8 @@ class Spatial:
         rotation_probability, degrees: rotation by up to +- `degrees` about each axis that is rotated about.
         scaling_probability, scale: size of the region that fills the patch; half of the draws shrink it.
         in_plane: leave the slice axis alone (2-D patches, and 3-D patches with thick slices).
-        elastic_probability, elastic_voxels: smooth random displacement with this greatest length; off by default
-            as in nnU-Net.
+        elastic_probability, elastic_voxels: smooth random displacement with this greatest length; off by
+            default as in nnU-Net.
     """
 
     rotation_probability: float = 0.2
@@ -114,7 +117,8 @@ class Spatial:
         grid = tuple(1 if size == 1 else _ELASTIC_GRID for size in patch_size)
         longest = float(rng.uniform(0.0, self.elastic_voxels))
         with seeded(int(rng.integers(2**32))):
-            # It divides by the largest value of each axis; zeros as coordinates leave the displacement itself.
+            # It divides by the largest value of each axis; zeros as coordinates leave the displacement
+            # itself.
             field = elastic_deform_coordinates_2(np.zeros((3, *grid)), [1.5] * 3, [longest] * 3)
         if self.in_plane:
             field[0] = 0.0
@@ -127,11 +131,12 @@ def resample_patch(
     """Resample the box that a sampler read into the patch.
 
     Args:
-        source: (C, *transform.box) float32 for ``linear``, any type for ``nearest``; voxels outside count as 0.
+        source: (C, *transform.box) float32 for ``linear``, any type for ``nearest``; voxels outside count as
+            0.
 
     Returns: (C, *patch_size), the type of `source`.
-    Differs: nnU-Net interpolates labels linearly per class and takes the arg-max; nearest is five times faster and
-        moves boundaries by less than half a voxel.
+    Differs: nnU-Net interpolates labels linearly per class and takes the arg-max; nearest is five times
+        faster and moves boundaries by less than half a voxel.
     """
     if transform.scales_only:
         if mode == "linear":
@@ -150,7 +155,7 @@ def resample_patch(
             sampled = F.grid_sample(planes, grid[None], align_corners=False)
         else:
             sampled = _nearest(planes, grid[None])
-        return sampled[0].unflatten(0, source.shape[:2])
+        return sampled[0].reshape(*source.shape[:2], *patch_size[1:])
     grid = torch.stack((axes[2], axes[1], axes[0]), dim=-1)[None]
     if mode == "linear":
         return F.grid_sample(source[None], grid, align_corners=False)[0]

@@ -3,7 +3,7 @@
 import multiprocessing
 import signal
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,8 @@ __all__ = ["batches", "collate", "default_workers", "draw", "to_device"]
 
 
 def default_workers(runtime: Runtime) -> int:
-    """Return how many worker processes suit the device: none on the CPU, where they only take cores from training."""
+    """Return how many worker processes suit the device: none on the CPU, where they only take cores from
+    training."""
     if runtime.device.type == "cpu":
         return 0
     return max(1, min(12, cores() // runtime.world - 1))
@@ -35,18 +36,18 @@ def draw(store: CaseStore, phase: Phase, index: int, *, seed: int) -> Element:
 
 def batches(
     store: CaseStore, phase: Phase, *, seed: int, runtime: Runtime, workers: int, first_step: int = 0
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield the batches of one rank from `first_step` to the end of the phase, still on the host.
 
-    The element numbers of step s are ``s * batch_size ... (s + 1) * batch_size - 1``; the ranks share them in order,
-    so that two ranks see together what one rank would see alone.
+    The element numbers of step s are ``s * batch_size ... (s + 1) * batch_size - 1``; the ranks share them in
+    order, so that two ranks see together what one rank would see alone.
 
     Raises: MethodError if the batch does not divide by the ranks; DataError if a worker process dies.
     """
     if phase.batch_size % runtime.world:
         raise MethodError(
-            f"Phase '{phase.name}' has batches of {phase.batch_size}, which {runtime.world} processes cannot share "
-            "evenly; choose another --batch-size."
+            f"Phase '{phase.name}' has batches of {phase.batch_size}, which {runtime.world} processes cannot "
+            "share evenly; choose another --batch-size."
         )
     share = phase.batch_size // runtime.world
     starts = (step * phase.batch_size + runtime.rank * share for step in range(first_step, phase.num_steps))
@@ -70,8 +71,8 @@ def batches(
             if "DataLoader worker" not in str(error):
                 raise
             raise DataError(
-                f"A loader process ended by itself ({str(error).splitlines()[0]}). Often the machine ran out of memory "
-                f"or of shared memory (/dev/shm); use fewer --workers (now {workers}), or 0."
+                f"A loader process ended by itself ({str(error).splitlines()[0]}). Often the machine ran "
+                f"out of memory or of shared memory (/dev/shm); use fewer --workers (now {workers}), or 0."
             ) from error
         if isinstance(batch, _Failure):
             raise batch.error()
@@ -128,7 +129,8 @@ class _Failure:
 
 class _Elements(Dataset[Any]):
     def __init__(self, store: CaseStore, phase: Phase, seed: int) -> None:
-        # Only what sampling needs: the whole phase may hold an augmentation or schedule that cannot be pickled.
+        # Only what sampling needs: the whole phase may hold an augmentation or schedule that cannot be
+        # pickled.
         self._store, self._seed = store, seed
         self._phase = Phase(
             name=phase.name, num_steps=phase.num_steps, batch_size=phase.batch_size, sample=phase.sample

@@ -70,7 +70,8 @@ class GradientUpdate:
             torch.zeros_like(parameter) if gradient is None else gradient
             for parameter, gradient in zip(parameters, found, strict=True)
         ]
-        # The loss travels with its gradients, so that a bad one is known on every rank before any of them steps.
+        # The loss travels with its gradients, so that a bad one is known on every rank before any of them
+        # steps.
         *averaged, mean_loss = self._runtime.average([*gradients, loss.detach().float()])
         self._losses[name].append(mean_loss)
         return averaged
@@ -85,9 +86,9 @@ class GradientUpdate:
         norm, *values = torch.stack([nn.utils.get_total_norm(list(gradients)).float(), *losses]).tolist()
         if not all(map(math.isfinite, (norm, *values))):
             raise MethodError(
-                f"The loss or the gradients of '{name}' are not finite in phase '{self._phase.name}', step {self._at.step}; "
-                f"cases: {', '.join(self._cases) or 'none named'}. Nothing was changed by this step. Look at these "
-                "cases, or try a smaller --lr."
+                f"The loss or the gradients of '{name}' are not finite in phase '{self._phase.name}', step "
+                f"{self._at.step}; cases: {', '.join(self._cases) or 'none named'}. Nothing was changed by this step. "
+                "Look at these cases, or try a smaller --lr."
             )
         scale = min(1.0, self._clip_norm / (norm + 1e-6))
         for parameter, gradient in zip(parameters, gradients, strict=True):

@@ -1,0 +1,211 @@
+"""Checkpoints: the only place that calls `torch.save` and `torch.load`.
+
+A model file is a dictionary with ``format`` (1), ``plan`` (the plan as plain data), ``fold``, ``step``,
+``score`` (validation score or None) and ``weights`` (the state of the method). ``best.pt`` holds these;
+``last.pt`` holds besides ``training``: phase, step in it and the state of its optimisers.
+"""
+
+import os
+import pickle
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medplan.errors import CheckpointError
+from medplan.plan.schema import Plan
+from medplan.records import decode, encode
+
+__all__ = [
+    "load",
+    "load_encoder",
+    "load_weights",
+    "plan_of",
+    "restore",
+    "save",
+    "save_run_state",
+    "save_weights",
+]
+
+FORMAT = 1
+
+
+def save(path: Path, state: Mapping[str, Any]) -> Path:
+    """Write plain data and tensors under a temporary name, then rename.
+
+    The bytes depend on the contents only, not on how they were computed or what the file is called.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(_canonical(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: could not be written ({error.strerror}); is the disk full?"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def load(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a file that `save` wrote. Runs no code from the file.
+
+    Raises: CheckpointError if it is missing, cut short, or holds anything but plain data and tensors.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such file.") from None
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}). It may be cut short or come "
+            "from another program; delete it or copy it again."
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: expected a dictionary, found {type(state).__name__}.")
+    return state
+
+
+def save_weights(
+    path: Path, method: nn.Module, plan: Plan, *, fold: int, step: int, score: float | None
+) -> Path:
+    """Write what prediction needs: plan and weights."""
+    return save(path, _model(method, plan, fold=fold, step=step, score=score))
+
+
+def save_run_state(
+    path: Path, method: nn.Module, plan: Plan, *, fold: int, step: int, score: float | None, training: Any
+) -> Path:
+    """Write what resuming needs: plan, weights and the state of training."""
+    return save(path, {**_model(method, plan, fold=fold, step=step, score=score), "training": training})
+
+
+def plan_of(state: Mapping[str, Any], *, path: Path) -> Plan:
+    """Return the plan inside a model file's contents.
+
+    Raises: CheckpointError if it is not a model file of a known format; PlanError if the plan cannot be read.
+    """
+    if not {"format", "plan", "weights"} <= state.keys():
+        raise CheckpointError(f"{path}: not a model of medplan; it holds {_listing(map(str, state))}.")
+    if state["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path}: format {state['format']}; this version of medplan reads format {FORMAT}."
+        )
+    return decode(Plan, state["plan"], where=f"{path} (plan)")
+
+
+def load_weights(method: nn.Module, path: Path) -> None:
+    """Load the weights of a model file into a method built from the same plan.
+
+    Raises: CheckpointError listing what is missing, unknown or of another shape.
+    """
+    state = load(path)
+    plan_of(state, path=path)
+    restore(method, state["weights"], where=str(path))
+
+
+def restore(module: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
+    """Load a state into a module, strictly.
+
+    Raises: CheckpointError listing what is missing, unknown or of another shape; nothing is loaded then.
+    """
+    own = module.state_dict()
+    missing, unknown = own.keys() - weights.keys(), weights.keys() - own.keys()
+    shapes = [
+        f"{key} {tuple(weights[key].shape)} instead of {tuple(tensor.shape)}"
+        for key, tensor in own.items()
+        if isinstance(tensor, Tensor) and key in weights and weights[key].shape != tensor.shape
+    ]
+    if not missing and not unknown and not shapes:
+        module.load_state_dict(dict(weights))
+        return
+    found = [("missing", sorted(missing)), ("unknown", sorted(unknown)), ("of another shape", shapes)]
+    problems = "; ".join(f"{kind}: {_listing(keys)}" for kind, keys in found if keys)
+    raise CheckpointError(f"{where}: the weights do not fit the network. {problems}.")
+
+
+def load_encoder(
+    module: nn.Module,
+    path: Path,
+    key_map: Callable[[str], str | None] = lambda key: key,
+    *,
+    may_miss: Iterable[str] = (),
+) -> None:
+    """Load published weights into (a part of) a network.
+
+    Args:
+        path: a file that `torch.load` reads without running code, or a ``.safetensors`` file. A dictionary
+            that holds the weights under ``state_dict``, ``model`` or ``weights`` is opened.
+        key_map: translates each key of the file into one of `module`, or into None to leave it out.
+        may_miss: prefixes of keys of `module` that the file need not have (a new first layer or head).
+
+    Raises: CheckpointError listing the keys that are missing, unknown or of another shape.
+    """
+    found = _read_safetensors(path) if path.suffix == ".safetensors" else load(path)
+    for wrapper in ("state_dict", "model", "weights"):
+        if isinstance(found.get(wrapper), Mapping):
+            found = dict(found[wrapper])
+    if not any(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"{path}: holds no weights, but {_listing(map(str, found))}.")
+    renamed = {key_map(key): value for key, value in found.items() if isinstance(value, Tensor)}
+    weights = {key: value for key, value in renamed.items() if key is not None}
+    own, excused = module.state_dict(), tuple(may_miss)
+    for key, tensor in own.items():
+        if key.startswith(excused) and excused and key not in weights:
+            weights[key] = tensor
+    restore(module, weights, where=str(path))
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        from safetensors.torch import load_file  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise CheckpointError(
+            f"{path}: to read it, 'pip install safetensors', or convert it to .pt."
+        ) from None
+    return dict(load_file(path))
+
+
+def _model(method: nn.Module, plan: Plan, *, fold: int, step: int, score: float | None) -> dict[str, Any]:
+    weights = dict(method.state_dict())
+    return {
+        "format": FORMAT,
+        "plan": encode(plan),
+        "fold": fold,
+        "step": step,
+        "score": score,
+        "weights": weights,
+    }
+
+
+def _canonical(value: Any) -> Any:
+    """Rebuild the containers, so that pickle writes equal values as equal bytes.
+
+    Pickle refers back to objects that it has met; whether two equal texts or tuples are one object differs
+    between a resumed run and one that was never interrupted.
+    """
+    if isinstance(value, Tensor):
+        value = value.detach()
+        is_whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
+        return value.cpu() if is_whole else value.cpu().clone()
+    if isinstance(value, Mapping):
+        return {_canonical(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)([_canonical(item) for item in value])
+    if isinstance(value, str):
+        return sys.intern(str(value))
+    return value
+
+
+def _listing(keys: Iterable[str], *, at_most: int = 6) -> str:
+    names = list(keys)
+    shown = ", ".join(names[:at_most])
+    return shown if len(names) <= at_most else f"{shown} and {len(names) - at_most} more"

@@ -1,0 +1,90 @@
+"""Validation during training, by the code that predicts."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from medplan.data.cases import CaseStore
+from medplan.data.labels import IGNORE, LabelSpace
+from medplan.method import Method
+from medplan.plan.schema import Plan
+from medplan.predict.sliding_window import predict_classes
+from medplan.runtime import Runtime
+
+__all__ = ["class_dice", "make_validator"]
+
+
+def make_validator(
+    plan: Plan, store: CaseStore, *, runtime: Runtime, max_cases: int | None = None
+) -> Callable[[Method], dict[str, float]] | None:
+    """Return a function that scores a method on the validation cases of the fold, or None if there are none.
+
+    It predicts each case on the preprocessed grid and returns ``score``, the mean Dice over foreground
+    classes and cases, and the mean Dice of each class (``<class>``, or ``<dataset>/<class>`` for several
+    datasets). The cases are shared among the ranks; every rank returns the same. The method is left in eval
+    mode.
+
+    Args:
+        max_cases: look at the first so many cases only, where time is short.
+    """
+    keys = store.role("validation")[:max_cases]
+    support = [*store.role("atlas"), *store.role("support")]
+    if not keys:
+        return None
+
+    def validate(method: Method) -> dict[str, float]:
+        method.eval()
+        own: dict[str, dict[str, float]] = {}
+        for key in keys[runtime.rank :: runtime.world]:
+            case, labels = store[key], store.plan_of(key).labels
+            predictor = method.predictor(
+                case, [store[name] for name in support if name.startswith(case.dataset)]
+            )
+            predicted = predict_classes(
+                predictor,
+                case,
+                labels,
+                patch_size=plan.patch_size,
+                device=runtime.device,
+                autocast=runtime.autocast,
+            )
+            prefix = f"{case.dataset}/" if len(plan.datasets) > 1 else ""
+            dice = class_dice(predicted, case.label(), labels)
+            own[key] = {prefix + name: value for name, value in dice.items()}
+        found = {key: dice for part in runtime.gather(own) for key, dice in part.items()}
+        return _summarise([found[key] for key in keys])
+
+    return validate
+
+
+def class_dice(
+    predicted: npt.NDArray[np.integer], truth: npt.NDArray[np.integer], labels: LabelSpace
+) -> dict[str, float]:
+    """Return the Dice of each foreground class between two maps of codes.
+
+    A class in neither map gives NaN (it says nothing), in only one of them 0. Voxels without annotation do
+    not count.
+    """
+    table = labels.membership()
+    annotated = truth != IGNORE
+    counts = np.bincount(
+        truth[annotated].astype(np.int64) * table.shape[1] + predicted[annotated],
+        minlength=table.shape[1] ** 2,
+    ).reshape(table.shape[1], table.shape[1])
+    outputs = table[1:] if labels.is_exclusive else table
+    dice = {}
+    for name, members in zip(labels.names, outputs, strict=True):
+        overlap = counts[np.ix_(members, members)].sum()
+        both = counts[members].sum() + counts[:, members].sum()
+        dice[name] = float(2 * overlap / both) if both else float("nan")
+    return dice
+
+
+def _summarise(cases: list[dict[str, float]]) -> dict[str, float]:
+    names = sorted({name for dice in cases for name in dice})
+    values = {name: [dice[name] for dice in cases if not np.isnan(dice.get(name, np.nan))] for name in names}
+    means = {name: float(np.mean(found)) for name, found in values.items() if found}
+    per_case = [[value for value in dice.values() if not np.isnan(value)] for dice in cases]
+    scores = [float(np.mean(found)) for found in per_case if found]
+    return {"score": float(np.mean(scores)) if scores else 0.0, **means}
