@@ -10,9 +10,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "medplan"
 FLOORS = [
-    {"errors", "records", "randomness", "progress", "workspace", "weights", "runtime", "checkpoint"},
+    {"errors", "records", "randomness", "progress", "workspace", "weights", "runtime"},
     {"data"},
-    {"plan", "preprocess", "networks", "losses", "method", "difficulty"},
+    {"plan", "preprocess", "networks", "losses", "method", "checkpoint", "difficulty"},
     {"methods", "predict", "evaluate", "registry"},
     {"train"},
     {"commands", "cli"},

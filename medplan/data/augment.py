@@ -8,6 +8,7 @@ Shapes: B batch, C channels, Z Y X voxels; two-dimensional patches have Z = 1.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +17,12 @@ from torch import Tensor
 
 from medplan.data.spatial import resample_patch
 from medplan.errors import MethodError
-from medplan.method import Batch
 from medplan.randomness import generator as numpy_generator
 
 __all__ = ["Augmentation", "Intensity", "adjust_contrast", "adjust_gamma", "blur", "coarsen", "shape_patches"]
 
 Voxel = tuple[int, int, int]
+Batch = dict[str, Any]
 Chance = tuple[float, float, float]
 """(probability, lowest, highest) of one transform."""
 

@@ -7,13 +7,13 @@ have the shape of its box; `medplan.data.augment.Augmentation` then brings them 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from medplan.data.cases import Case, CaseStore
 from medplan.data.spatial import Spatial, Transform
 from medplan.errors import MethodError
-from medplan.method import Element, Sampler
 
 __all__ = [
     "Labelled",
@@ -27,6 +27,8 @@ __all__ = [
 ]
 
 Voxel = tuple[int, int, int]
+Element = dict[str, Any]
+Sampler = Callable[[CaseStore, np.random.Generator], Element]
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,8 @@ class GradientUpdate:
         if not all(map(math.isfinite, (norm, *values))):
             raise MethodError(
                 f"The loss or the gradients of '{name}' are not finite in phase '{self._phase.name}', step "
-                f"{self._at.step}; cases: {', '.join(self._cases) or 'none named'}. Nothing was changed by this step. "
-                "Look at these cases, or try a smaller --lr."
+                f"{self._at.step}; cases: {', '.join(self._cases) or 'none named'}. Nothing was changed by "
+                "this step. Look at these cases, or try a smaller --lr."
             )
         scale = min(1.0, self._clip_norm / (norm + 1e-6))
         for parameter, gradient in zip(parameters, gradients, strict=True):
