@@ -28,6 +28,7 @@ __all__ = [
     "Image",
     "as_label",
     "ending_of",
+    "fit_channels",
     "read_geometry",
     "read_image",
     "read_label",
@@ -142,7 +143,7 @@ def read_image(
         raise DataError("There are no image files to read.")
     array = parts[0] if len(parts) == 1 else np.concatenate(parts)
     if channels is not None and len(array) != channels:
-        array = _fit_channels(array, channels, Path(paths[0]))
+        array = fit_channels(array, channels, Path(paths[0]))
     return Image(array=array, geometry=geometry)
 
 
@@ -368,7 +369,7 @@ def _atomically(path: Path, write: Any) -> Path:
     return path
 
 
-def _fit_channels(array: Array, channels: int, path: Path) -> Array:
+def fit_channels(array: Array, channels: int, path: Path) -> Array:
     if _is_picture(path):
         if (
             channels == 1
