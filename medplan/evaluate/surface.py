@@ -2,8 +2,8 @@
 
 Convention: the surface of a mask are its voxels that share a face with a voxel outside it; beyond the edge
 of the image is outside. Distances run between voxel centres, every surface voxel counts alike. An axis with a
-single voxel (pictures) has no faces. This is what MedPy and MONAI measure; area-weighted surface elements give
-slightly smaller distances.
+single voxel (pictures) has no faces. This is what MedPy and MONAI measure; area-weighted surface elements
+give slightly smaller distances.
 """
 
 from dataclasses import dataclass

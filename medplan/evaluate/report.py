@@ -1,0 +1,255 @@
+"""One self-contained HTML page about a run: scores, curves, cases, plan and environment. It loads nothing."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from medplan.errors import DataError, UsageError
+from medplan.evaluate import sections
+from medplan.evaluate.charts import line_chart
+from medplan.evaluate.overlays import CLASS_COLOURS, PREDICTION_COLOUR, REFERENCE_COLOUR, overlay
+from medplan.evaluate.page import Cell, chips, details, document, number, picture, section, table
+from medplan.evaluate.summary import CaseScores, Summary
+from medplan.evaluate.training_log import read_log
+from medplan.records import write_text
+
+__all__ = ["Evaluation", "write_report"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One evaluation to show.
+
+    Attributes:
+        name: of the cases and the checkpoint ("test, best checkpoint").
+        summary: the scores; its cases name the label files for the overlays.
+        images: the image files (one per channel) by case id; cases without get no overlay.
+        group: evaluations of one group differ in fold or seed only, and get a mean and an interval over them.
+    """
+
+    name: str
+    summary: Summary
+    images: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    group: str = ""
+
+
+def write_report(
+    run_folder: Path,
+    output: Path,
+    *,
+    evaluations: Sequence[Evaluation],
+    title: str | None = None,
+    num_worst: int = 4,
+    num_median: int = 2,
+    num_best: int = 2,
+) -> Path:
+    """Write the page.
+
+    Args:
+        run_folder: with any of ``log.jsonl``, ``plan.json`` and ``run.json``; what is missing is left out.
+        output: the HTML file.
+        evaluations: the first one is the one that cards and overlays are about; may be empty while training.
+        title: heading; by default the dataset and the method of the plan.
+        num_worst, num_median, num_best: how many cases are shown with overlays.
+
+    Raises: UsageError if there is nothing to report.
+    """
+    plan, run = _read(run_folder / "plan.json"), _read(run_folder / "run.json")
+    log = run_folder / "log.jsonl"
+    if not (evaluations or plan or log.is_file()):
+        raise UsageError(
+            f"{run_folder}: there is nothing to report, neither a log, nor a plan, nor an evaluation."
+        )
+    heading = (
+        title
+        or " ".join(filter(None, (str(plan.get("name", "")), str(plan.get("method", "")))))
+        or run_folder.name
+    )
+    parts = [_header(heading, run_folder, plan, evaluations)]
+    if evaluations:
+        parts.append(_scores(evaluations))
+        parts.append(_cases(evaluations[0], num_worst=num_worst, num_median=num_median, num_best=num_best))
+    parts.append(_training(log))
+    parts.append(_plan(plan))
+    parts.append(section("Environment", _facts(run)))
+    if evaluations:
+        parts.append(
+            f"<footer><b>How scores are defined</b>{sections.conventions(evaluations[0].summary)}</footer>"
+        )
+    return write_text(document(heading, "".join(parts)), output)
+
+
+def _header(heading: str, folder: Path, plan: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> str:
+    facts: dict[str, object] = {}
+    if plan:
+        facts = {"Dataset": plan.get("name", ""), "Method": plan.get("method", "")}
+    facts["Run"] = folder.name
+    if evaluations:
+        facts["Shown"] = evaluations[0].name
+    facts["Written"] = datetime.now().strftime("%d %B %Y, %H:%M")
+    lead = f'<p class="lead">{sections.lead(evaluations[0].summary)}</p>' if evaluations else ""
+    cards = sections.cards(evaluations[0].summary) if evaluations else ""
+    kicker = '<p class="kicker">Segmentation report</p>'
+    return f"<header>{kicker}<h1>{escape(heading)}</h1>{lead}{chips(facts)}</header>{cards}"
+
+
+def _scores(evaluations: Sequence[Evaluation]) -> str:
+    groups: dict[str, list[Summary]] = {}
+    for evaluation in evaluations:
+        if evaluation.group:
+            groups.setdefault(evaluation.group, []).append(evaluation.summary)
+    both = sections.comparison([(evaluation.name, evaluation.summary) for evaluation in evaluations])
+    first, *others = evaluations
+    parts = [section("All evaluations", both + sections.runs(list(groups.items())))]
+    hint = (
+        "Mean and standard deviation over the cases that contain the class. Rest the mouse on a dot to see which "
+        "case it is."
+    )
+    parts.append(section("Scores per class", _per_class(first), hint=hint))
+    parts += [details(f"Scores per class: {other.name}", _per_class(other)) for other in others]
+    return "".join(parts)
+
+
+def _per_class(evaluation: Evaluation) -> str:
+    return sections.classes(evaluation.summary) + sections.distributions(evaluation.summary)
+
+
+def _cases(evaluation: Evaluation, *, num_worst: int, num_median: int, num_best: int) -> str:
+    summary = evaluation.summary
+    ranked = summary.ranked()
+    middle = max((len(ranked) - num_median) // 2, 0)
+    picks = [("worst", case) for case in ranked[:num_worst]]
+    picks += [("median", case) for case in ranked[middle : middle + num_median]]
+    picks += [("best", case) for case in reversed(ranked[max(len(ranked) - num_best, 0) :])]
+    shown: dict[str, str] = {}
+    for kind, case in picks:
+        shown.setdefault(case.id, _case(case, kind, evaluation))
+    legend = (
+        f'<div class="legend"><span><i class="swatch" style="color:{REFERENCE_COLOUR}"></i>reference
+        outline</span>' f'<span><i class="swatch" style="color:{PREDICTION_COLOUR}"></i>predicted
+        outline</span></div>'
+    )
+    if len(summary.class_names) > 1:
+        colours = [CLASS_COLOURS[row % len(CLASS_COLOURS)] for row in range(len(summary.class_names))]
+        items = (
+            f'<span><i class="swatch" style="color:{colour}"></i>{escape(name)}</span>'
+            for colour, name in zip(colours[:24], summary.class_names, strict=False)
+        )
+        legend += f'<div class="legend">Second row, predicted: {"".join(items)}</div>'
+    hint = "Each plane goes through the slice with most foreground of the reference."
+    if summary.unit == "mm":
+        hint += " The patient's right is on the left (R), as radiologists read images."
+    everyone = details(f"Every case ({len(summary.cases)})", sections.all_cases(summary))
+    return section(
+        "Cases", legend + f'<div class="cases">{"".join(shown.values())}</div>' + everyone, hint=hint
+    )
+
+
+def _case(case: CaseScores, kind: str, evaluation: Evaluation) -> str:
+    summary = evaluation.summary
+    worst = [
+        f"{escape(name)} {score.outcome if score.outcome != 'both' else number(score.dice, 2)}"
+        for score, name in sorted(
+            ((s, n) for s, n in zip(case.scores, summary.class_names, strict=True) if s.outcome != "absent"),
+            key=lambda pair: pair[0].dice,
+        )[:4]
+    ]
+    scores = f"Dice <b>{number(case.mean('dice'))}</b>"
+    if summary.surface:
+        scores += f" &nbsp; HD95 <b>{number(case.mean('hd95'), 1)} {summary.unit}</b>"
+    if len(summary.class_names) > 1:
+        scores += f" &nbsp; {', '.join(worst)}"
+    top = (
+        f'<div class="top"><span class="rank">{kind}</span><b>{escape(case.id)}</b>'
+        f'<span class="scores">{scores}</span></div>'
+    )
+    flat = " flat" if summary.unit == "px" else ""
+    return f'<article class="case{flat}">{top}{_overlay(case, evaluation)}</article>'
+
+
+def _overlay(case: CaseScores, evaluation: Evaluation) -> str:
+    images = evaluation.images.get(case.id, ())
+    if not images:
+        return "<p>No image was given for this case.</p>"
+    try:
+        content = overlay(images, case.prediction, case.reference, keys=evaluation.summary.class_keys)
+    except DataError as error:
+        logger.warning("No overlay of '%s': %s", case.id, error)
+        return f"<p>No overlay: {escape(str(error))}</p>"
+    return picture(content, kind="jpeg", alternative=f"{case.id}: outlines of reference and prediction")
+
+
+def _training(log: Path) -> str:
+    if not log.is_file():
+        return ""
+    training = read_log(log)
+    charts = [
+        line_chart(training.of_kind(kind), title=name, phases=training.phases)  # type: ignore[arg-type]
+        for kind, name in (("loss", "Loss"), ("validation", "Validation"), ("rate", "Learning rate"))
+    ]
+    drawn = "".join(chart for chart in charts if chart)
+    more = line_chart(training.of_kind("other"), title="Other", phases=training.phases)
+    body = f'<div class="panel"><div class="two">{drawn}</div></div>' if drawn else ""
+    hint = "Over optimiser steps; thin lines are the logged values, thick ones their running mean."
+    return section("Training", body + details("Other logged numbers", more), hint=hint)
+
+
+def _plan(plan: Mapping[str, Any]) -> str:
+    if not plan:
+        return ""
+    reasons = {str(key): str(value) for key, value in (plan.get("reasons") or {}).items()}
+    values = dict(_flatten({key: value for key, value in plan.items() if key != "reasons"}))
+    values |= {key: "" for key in reasons if key not in values}
+    rows = [
+        [
+            Cell.text(key),
+            Cell.text(value, classes="text value"),
+            Cell.text(reasons.get(key, ""), classes="wrap text"),
+        ]
+        for key, value in values.items()
+    ]
+    decided = [row for row in rows if row[2]]
+    silent = [row for row in rows if not row[2]]
+    columns = ["Decision", "Value", "Reason"]
+    return section(
+        "Plan", table(columns, decided) + details("All values of the plan", table(columns, silent)),
+        hint="What was decided for this dataset, and why.",
+    )  # fmt: skip
+
+
+def _flatten(value: Any, key: str = "") -> list[tuple[str, str]]:
+    """Turn nested values into (dotted key, short text) pairs; of folds only the number of cases per role."""
+    if isinstance(value, Mapping) and value and key.rsplit(".", 1)[-1] != "domains":
+        return [pair for name, item in value.items() for pair in _flatten(item, f"{key}.{name}".lstrip("."))]
+    if isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        if key.rsplit(".", 1)[-1] == "folds":
+            texts = (", ".join(f"{len(ids)} {role}" for role, ids in fold.items()) for fold in value)
+            return [(f"{key}.{index}", text) for index, text in enumerate(texts)]
+        inner = [f"{key}.{item.get('name', index)}" for index, item in enumerate(value)]
+        return [pair for name, item in zip(inner, value, strict=True) for pair in _flatten(item, name)]
+    text = value if isinstance(value, str) else json.dumps(value)
+    return [(key, text if len(text) <= 400 else f"{text[:400]} ...")]
+
+
+def _facts(run: Mapping[str, Any]) -> str:
+    rows = [
+        [Cell.text(key), Cell.text(value, classes="text value")] for key, value in _flatten(dict(run)) if key
+    ]
+    return table(["", ""], rows)
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not valid JSON ({error}).") from None
+    return data if isinstance(data, dict) else {}
