@@ -101,8 +101,8 @@ def keep_labels(
     is_fraction = amount.endswith("%") or "." in amount
     if not 0 < number <= (1 if is_fraction else len(training)):
         raise PlanError(
-            f"--labelled {amount}: should be a percentage up to 100%, a fraction up to 1.0 or a number of cases "
-            f"from 1 to {len(training)}, which is how many labelled training cases a fold has."
+            f"--labelled {amount}: should be a percentage up to 100%, a fraction up to 1.0 or a number "
+            f"of cases from 1 to {len(training)}, which is how many labelled training cases a fold has."
         )
     count = max(1, round(number * len(training))) if is_fraction else round(number)
     order = sorted(everyone)
@@ -122,6 +122,7 @@ def assign_roles(
     leave_out_domain: str | None = None,
     seed: int = 0,
     where: str,
+    strict: bool = True,
 ) -> tuple[tuple[dict[str, tuple[str, ...]], ...], dict[str, str]]:
     """Give every case of a dataset a role in every fold.
 
@@ -130,11 +131,12 @@ def assign_roles(
         labelled, labelled_cases, source_domain, target_domain, leave_out_domain: as in `Overrides`.
         seed: of the choice that `labelled` asks for.
         where: the dataset's name, for errors.
+        strict: every domain that is named should exist; else it may belong to another dataset.
 
     Returns: the folds, and reasons by key.
     Raises: PlanError if a domain or a case that is named does not exist.
     """
-    _check(entries, (source_domain, target_domain, leave_out_domain), labelled_cases, where)
+    _check(entries, (source_domain, target_domain, leave_out_domain) if strict else (), labelled_cases, where)
     reasons: dict[str, str] = {}
     left_out = {
         entry.id for entry in entries if leave_out_domain is not None and entry.domain == leave_out_domain

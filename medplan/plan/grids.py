@@ -34,8 +34,8 @@ def choose_spacing(
 
     1.5 mm in every direction, except that
         * pictures have no spacing;
-        * if the image is less than 32 voxels wide along some axis at 1.5 mm, or the smallest class less than 5,
-          the axes that are finer than 1.5 mm keep their median spacing: 1.5 mm would destroy what is there;
+        * if the image is less than 32 voxels wide along some axis at 1.5 mm, or the smallest class less than
+          5, the axes finer than 1.5 mm keep their median spacing: 1.5 mm would destroy what is there;
         * axes coarser than 3 mm (thick slices) keep their median spacing: finer slices would be invented.
 
     Args:
@@ -134,7 +134,7 @@ def choose_normalisation(
 def choose_dims(
     possible: Sequence[Literal[2, 3]], *, is_picture: bool, median_shape: tuple[int, int, int]
 ) -> tuple[Literal[2, 3] | None, str]:
-    """Choose 2 (slices) or 3 (volumes) among what a method can do, and give the reason; None if nothing fits."""
+    """Choose slices (2) or volumes (3) and give the reason; None if the method can do neither."""
     if is_picture:
         return (2 if 2 in possible else None), "pictures have two dimensions"
     if len(possible) == 1:
@@ -142,6 +142,6 @@ def choose_dims(
     if median_shape[0] < THIN_VOLUME_SLICES:
         return (
             2,
-            f"volumes of {median_shape[0]} slices (fewer than {THIN_VOLUME_SLICES}) have no depth to learn from",
+            f"volumes of {median_shape[0]} slices (fewer than {THIN_VOLUME_SLICES}) have too little depth",
         )
     return possible[0], f"{median_shape[0]} slices are enough to learn in {possible[0]} dimensions"

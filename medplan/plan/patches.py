@@ -61,8 +61,8 @@ def shrinking(
 ) -> Iterator[Plan]:
     """Yield plans with ever smaller patches, the first as large as the median image.
 
-    The patch begins with sides of equal length in mm, no longer than the image's; then the side that covers most
-    of the image loses one step at a time, so that the patch keeps the image's proportions.
+    The patch begins with sides of equal length in mm, no longer than the image's; then the side that covers
+    most of the image loses one step at a time, so that the patch keeps the image's proportions.
     """
     start = _clipped(plan, median_shape)
     current = shaped(plan, start, base_features=base_features, multiple=multiple)

@@ -1,31 +1,366 @@
 """From facts to decisions: fingerprints, what a method needs, and the user's overrides become a plan.
 
-Everything here is a pure function: nothing is read or written, equal input gives an equal plan.
+Everything here is a pure function: nothing is read or written, equal input gives an equal plan. Every
+decision leaves one line in `Plan.reasons`; a choice of the user beats every rule and is named as the reason.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal
 
-from medplan.plan.overrides import Overrides
-from medplan.plan.schema import Plan
+from medplan.errors import MethodError, PlanError, did_you_mean
+from medplan.plan import facts as read
+from medplan.plan.dataset_plans import fold_roles, plan_datasets
+from medplan.plan.grids import choose_crop, choose_dims, choose_spacing
+from medplan.plan.overrides import Overrides, apply_settings
+from medplan.plan.schema import Grid, Plan, Training
+from medplan.plan.topology import round_up
+from medplan.records import decode, encode
 
 if TYPE_CHECKING:
-    from medplan.method import Method, Situation
+    from medplan.method import Method, Needs, Proposal, Situation
+    from medplan.plan.fingerprint import Fingerprint
+    from medplan.plan.memory import Footprint
 
-__all__ = ["Overrides", "make_plan", "situation"]
+__all__ = ["DEFAULT_MEMORY_BYTES", "Overrides", "decide", "make_plan", "situation"]
+
+DEFAULT_MEMORY_BYTES = 24 * 2**30
+SMALL_MEMORY_BYTES = 4 * 2**30
+BASE_FEATURES, SMALL_BASE_FEATURES = 32, 16
+SQUEEZED_SIDE = 128
+
+Voxels = tuple[int, int, int]
 
 
-def situation(fingerprints: Sequence[Any], overrides: Overrides | None = None) -> "Situation":
-    """Sum up what decides which method fits."""
-    raise NotImplementedError
+def situation(fingerprints: Sequence["Fingerprint"], overrides: Overrides | None = None) -> "Situation":
+    """Sum up what decides which method fits, as the overrides would leave it.
+
+    Args:
+        fingerprints: of the datasets; those named by `Overrides.pretrain_on` do not count.
+        overrides: restrictions of labels and domains change the counts.
+    """
+    from medplan.method import Situation
+
+    overrides = overrides or Overrides()
+    facts = [each for each in fingerprints if each.name not in overrides.pretrain_on]
+    counts = {"labelled": 0, "unlabelled": 0}
+    for each in facts:
+        folds, _ = fold_roles(each, overrides, needs=("labelled",), several=len(facts) > 1)
+        counts["labelled"] += len(folds[0].get("labelled", ()))
+        if overrides.labelled is None and not overrides.labelled_cases:
+            counts["labelled"] += len(folds[0].get("validation", ()))
+        counts["unlabelled"] += len(folds[0].get("unlabelled", ()))
+    grid = Grid(spacing_mm=None)
+    return Situation(
+        num_datasets=len(facts),
+        num_labelled=counts["labelled"],
+        num_unlabelled=counts["unlabelled"],
+        num_classes=len({name for each in facts for name in each.labels.names}),
+        domains=tuple(
+            sorted({case.domain for each in facts for case in each.cases if case.domain is not None})
+        ),
+        modalities=tuple(sorted({modality for each in facts for modality in each.modalities})),
+        is_picture=read.is_picture(facts),
+        spacing_mm=read.median_spacing_mm(facts),
+        median_shape=read.median_shape(read.grid_shapes(facts, grid)),
+        has_novel_classes=bool(read.novel_classes(facts)),
+        encoder_weights=_weights(overrides),
+    )
 
 
 def make_plan(
-    fingerprints: Sequence[Any],
+    fingerprints: Sequence["Fingerprint"],
     method: str,
     method_class: "type[Method]",
     overrides: Overrides,
     gpu_memory_bytes: int | None = None,
 ) -> Plan:
-    """Decide everything for one method on one or several datasets."""
-    raise NotImplementedError
+    """Decide everything for one method on one or several datasets.
+
+    Args:
+        fingerprints: of the datasets, and of those named by `Overrides.pretrain_on`.
+        method: name of the method.
+        method_class: gives `Needs`, `Config` and `propose`, and is built on ``meta`` to measure its memory.
+        gpu_memory_bytes: memory that a training step may take; None takes `Overrides.gpu_memory`, else 24 GB.
+
+    Raises: MethodError if the method does not fit the data; PlanError if an override does not.
+    """
+    return decide(fingerprints, method, method_class, overrides, gpu_memory_bytes)[0]
+
+
+def decide(
+    fingerprints: Sequence["Fingerprint"],
+    method: str,
+    method_class: "type[Method]",
+    overrides: Overrides,
+    gpu_memory_bytes: int | None = None,
+) -> tuple[Plan, "Footprint"]:
+    """Do what `make_plan` does, and return the footprint of a training step as well."""
+    from medplan.plan.memory import measure
+
+    needs = method_class.needs
+    facts = [each for each in fingerprints if each.name not in overrides.pretrain_on]
+    if len(facts) > 1 and not needs.several_datasets:
+        names = ", ".join(each.name for each in facts)
+        raise MethodError(f"{method}: learns one dataset at a time, and was given {len(facts)} ({names}).")
+    proposal = method_class.propose(situation(fingerprints, overrides))
+    if not proposal.fits:
+        raise MethodError(f"{method}: does not fit here: {proposal.reason}.")
+    reasons: dict[str, str] = {"method": proposal.reason, **proposal.reasons}
+    dims = _dims(method, needs, proposal, facts, overrides, reasons)
+    grid = _grid(needs, proposal, facts, dims, overrides, reasons)
+    draft = Plan(
+        name=overrides.name or "_".join(each.name for each in facts),
+        method=method,
+        dims=dims,
+        datasets=plan_datasets(method, needs, fingerprints, overrides, reasons),
+        grid=grid,
+        patch_size=(1, 1, 1),
+        encoder=_encoder(method, needs, proposal, overrides, reasons),
+        encoder_weights=_weights(overrides),
+        training=_training(proposal, overrides, reasons),
+        config=_config(method, method_class, proposal, overrides),
+        reasons=reasons,
+    )
+    early = {
+        key: value for key, value in overrides.settings.items() if not key.startswith(("patch", "pyramid"))
+    }
+    draft = apply_settings(draft, early, method_class.Config)
+    plan, footprint = _fill_memory(
+        draft, needs, proposal, facts, overrides, partial(measure, method_class), gpu_memory_bytes
+    )
+    finished = apply_settings(plan, overrides.settings, method_class.Config)
+    if replace(finished, reasons={}) != replace(plan, reasons={}):
+        footprint = measure(method_class, finished)
+    return replace(finished, predicted_gpu_bytes=footprint.total), footprint
+
+
+def _dims(
+    method: str,
+    needs: "Needs",
+    proposal: "Proposal",
+    facts: Sequence["Fingerprint"],
+    overrides: Overrides,
+    reasons: dict[str, str],
+) -> Literal[2, 3]:
+    chosen = overrides.value("dims", "dims")
+    if chosen is not None:
+        wanted, reasons["dims"] = chosen
+        dims = next((possible for possible in needs.dims if possible == wanted), None)
+        if dims is None:
+            known = " and ".join(map(str, needs.dims))
+            raise PlanError(f"{method}: works in {known} dimensions, not in {wanted}.")
+        return dims
+    if proposal.dims is not None:
+        reasons.setdefault("dims", "proposed by the method")
+        return proposal.dims
+    shape = read.median_shape(read.grid_shapes(facts, Grid(spacing_mm=None)))
+    found, reasons["dims"] = choose_dims(needs.dims, is_picture=read.is_picture(facts), median_shape=shape)
+    if found is None:
+        raise MethodError(f"{method}: works on volumes, and the cases of '{facts[0].name}' are pictures.")
+    return found
+
+
+def _grid(
+    needs: "Needs",
+    proposal: "Proposal",
+    facts: Sequence["Fingerprint"],
+    dims: Literal[2, 3],
+    overrides: Overrides,
+    reasons: dict[str, str],
+) -> Grid:
+    is_picture = read.is_picture(facts)
+    modalities = [modality for each in facts for modality in each.modalities]
+    crop, reasons["grid.crop"] = choose_crop(modalities, is_picture=is_picture)
+    orientation = None if is_picture else "RAS"
+    reasons["grid.orientation"] = "pictures stay as they are" if is_picture else "canonical"
+    spacing = overrides.value("grid.spacing_mm", "spacing")
+    if spacing is not None and spacing[0] is not None:
+        if is_picture:
+            raise PlanError("--spacing: pictures have no spacing; leave it out.")
+        values = spacing[0] if isinstance(spacing[0], (list, tuple)) else (spacing[0],)
+        values = tuple(values) * 3 if len(values) == 1 else tuple(values)
+        if len(values) != 3 or min(values) <= 0:
+            raise PlanError(f"--spacing: should be one positive number or three (z y x), found {values}.")
+        reasons["grid.spacing_mm"] = spacing[1]
+        return Grid(
+            spacing_mm=(float(values[0]), float(values[1]), float(values[2])),
+            orientation=orientation,
+            crop=crop,
+        )
+    if needs.grid == "squeezed":
+        shape, reasons["grid.shape"] = _squeezed(needs, proposal, facts, dims, overrides)
+        return Grid(spacing_mm=None, shape=shape, orientation=orientation, crop=crop)
+    if needs.grid == "native":
+        reasons["grid.spacing_mm"] = "the method keeps each case's own grid"
+        return Grid(spacing_mm=None, orientation=orientation, crop=crop)
+    chosen, reasons["grid.spacing_mm"] = choose_spacing(
+        read.median_spacing_mm(facts), read.median_extent_mm(facts), read.class_diameters_mm(facts)
+    )
+    return Grid(spacing_mm=chosen, orientation=orientation, crop=crop)
+
+
+def _squeezed(
+    needs: "Needs",
+    proposal: "Proposal",
+    facts: Sequence["Fingerprint"],
+    dims: Literal[2, 3],
+    overrides: Overrides,
+) -> tuple[Voxels, str]:
+    chosen = overrides.value("grid.shape") or overrides.value("patch_size", "patch_size")
+    if chosen is not None and chosen[0] is not None:
+        return _voxels(chosen[0]), chosen[1]
+    if proposal.patch_size is not None:
+        return proposal.patch_size, proposal.reasons.get("patch_size", "proposed by the method")
+    median = read.median_shape(read.grid_shapes(facts, Grid(spacing_mm=None)))
+    multiple = max(needs.patch_multiple, 1)
+    largest = (1 if dims == 2 else SQUEEZED_SIDE, SQUEEZED_SIDE, SQUEEZED_SIDE)
+    shape = round_up(
+        (min(median[0], largest[0]), min(median[1], largest[1]), min(median[2], largest[2])),
+        (1 if dims == 2 else multiple, multiple, multiple),
+    )
+    return (
+        shape,
+        f"median shape {median}, at most {SQUEEZED_SIDE} per side, rounded up to multiples of {multiple}",
+    )
+
+
+def _encoder(
+    method: str, needs: "Needs", proposal: "Proposal", overrides: Overrides, reasons: dict[str, str]
+) -> str:
+    chosen = overrides.value("encoder", "encoder")
+    name, reasons["encoder"] = chosen or (
+        proposal.encoder or needs.encoders[0],
+        proposal.reasons.get("encoder", f"the first choice of {method}"),
+    )
+    if name not in needs.encoders:
+        known = ", ".join(needs.encoders)
+        raise PlanError(
+            f"{method}: takes no encoder '{name}'{did_you_mean(name, needs.encoders)}; it takes {known}."
+        )
+    return str(name)
+
+
+def _weights(overrides: Overrides) -> str | None:
+    value = overrides.value("encoder_weights", "encoder_weights")
+    return None if value is None or str(value[0]).lower() == "none" else str(value[0])
+
+
+def _training(proposal: "Proposal", overrides: Overrides, reasons: dict[str, str]) -> Training:
+    def number(key: str, default: Any) -> Any:
+        chosen = overrides.value(f"training.{key}", key if hasattr(overrides, key) else None)
+        value, reasons[f"training.{key}"] = chosen or (
+            default,
+            proposal.reasons.get(key, proposal.reasons.get(f"training.{key}", "default of the method")),
+        )
+        return value
+
+    iterations = number("iterations", proposal.iterations)
+    few = max(1, iterations // 5) if isinstance(iterations, int) else 1
+    reasons["training.validate_every"] = "every 1000 steps, but at least five times"
+    return decode(
+        Training,
+        {
+            "iterations": iterations,
+            "batch_size": overrides.batch_size or proposal.batch_size or 2,
+            "lr": number("lr", proposal.lr),
+            "weight_decay": number("weight_decay", proposal.weight_decay),
+            "seed": number("seed", 0),
+            "validate_every": min(1000, few),
+            "checkpoint_every": min(250, few),
+        },
+        where="training",
+    )
+
+
+def _config(
+    method: str, method_class: "type[Method]", proposal: "Proposal", overrides: Overrides
+) -> dict[str, Any]:
+    changed = {key[7:]: value for key, value in overrides.settings.items() if key.startswith("config.")}
+    plain = {key: value for key, value in changed.items() if "." not in key}
+    config = decode(method_class.Config, {**encode(proposal.config), **plain}, where=f"{method} config")
+    return dict(encode(config))
+
+
+def _fill_memory(
+    draft: Plan,
+    needs: "Needs",
+    proposal: "Proposal",
+    facts: Sequence["Fingerprint"],
+    overrides: Overrides,
+    measured: Callable[[Plan], "Footprint"],
+    gpu_memory_bytes: int | None,
+) -> tuple[Plan, "Footprint"]:
+    from medplan.plan.patches import fit, shaped, shrinking
+
+    target, source = _target(overrides, gpu_memory_bytes)
+    reasons = dict(draft.reasons)
+    base_features = None
+    if needs.pyramid:
+        small = target < SMALL_MEMORY_BYTES
+        base_features = SMALL_BASE_FEATURES if small else BASE_FEATURES
+        reasons["pyramid"] = (
+            f"halved down to 4 voxels, thick axes later; {base_features} features at full resolution"
+            + (", half of the usual because the memory target is under 4 GB" if small else "")
+        )
+    shapes = read.grid_shapes(facts, draft.grid)
+    median = read.median_shape(shapes)
+    multiple = max(1, needs.patch_multiple)
+    chosen = overrides.value("patch_size", "patch_size")
+    fixed: tuple[Voxels, str] | None = None
+    if chosen is not None and chosen[0] is not None:
+        fixed = _voxels(chosen[0]), chosen[1]
+    elif draft.grid.shape is not None:
+        fixed = draft.grid.shape, "the shape that cases are squeezed to"
+    elif proposal.patch_size is not None:
+        fixed = proposal.patch_size, proposal.reasons.get("patch_size", "proposed by the method")
+    elif needs.whole_image:
+        largest = tuple(max(shape[axis] for shape in shapes) for axis in range(3))
+        fixed = _voxels(largest), "the largest image: the method sees images whole"
+    if fixed is not None:
+        plans = (shaped(draft, fixed[0], base_features=base_features, multiple=multiple),)
+    else:
+        plans = tuple(shrinking(draft, median, base_features=base_features, multiple=multiple))
+    batch = overrides.value("training.batch_size", "batch_size")
+    batch_size = batch[0] if batch is not None else proposal.batch_size
+    result = fit(
+        plans,
+        measured,
+        target_bytes=target,
+        dataset_voxels=sum(map(prod, shapes)),
+        batch_size=batch_size,
+        fixed_patch=fixed is not None,
+    )
+    reasons["patch_size"] = fixed[1] if fixed is not None else result.patch_reason
+    if fixed is not None and result.plan.patch_size[1:] != fixed[0][1:]:
+        reasons["patch_size"] += f"; rounded up from {fixed[0]} to what the network can halve"
+    why = batch[1] if batch is not None else proposal.reasons.get("batch_size", "proposed by the method")
+    reasons["training.batch_size"] = why if batch_size is not None else result.batch_reason
+    reasons["predicted_gpu_bytes"] = (
+        f"measured on tensors without values: {result.footprint.total / 2**30:.1f} GB; {source}"
+        + ("; MORE than the target" if result.footprint.total > target else "")
+    )
+    return replace(result.plan, reasons=reasons), result.footprint
+
+
+def _target(overrides: Overrides, gpu_memory_bytes: int | None) -> tuple[int, str]:
+    if overrides.gpu_memory is not None:
+        if overrides.gpu_memory <= 0:
+            raise PlanError(f"--gpu-memory: should be positive, found {overrides.gpu_memory}.")
+        target = round(overrides.gpu_memory * 2**30)
+        return target, f"target {overrides.gpu_memory:g} GB set by the user (--gpu-memory)"
+    if gpu_memory_bytes is not None:
+        return gpu_memory_bytes, f"target {gpu_memory_bytes / 2**30:.3g} GB"
+    return DEFAULT_MEMORY_BYTES, "target 24 GB, the default where no GPU is seen"
+
+
+def _voxels(sides: Any) -> Voxels:
+    values = tuple(sides) if isinstance(sides, (list, tuple)) else (sides,)
+    values = (1, *values) if len(values) == 2 else values
+    if len(values) != 3 or not all(isinstance(side, int) and side > 0 for side in values):
+        raise PlanError(
+            f"--patch-size: should be three positive integers (z y x) or two (y x), found {sides}."
+        )
+    return values[0], values[1], values[2]

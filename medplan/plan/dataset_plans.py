@@ -1,0 +1,142 @@
+"""The part of a plan that belongs to one dataset: roles of cases, normalisation, share of the samples."""
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import TYPE_CHECKING
+
+from medplan.errors import MethodError, PlanError
+from medplan.plan import facts as read
+from medplan.plan.folds import assign_roles
+from medplan.plan.grids import choose_normalisation
+from medplan.plan.overrides import Overrides
+from medplan.plan.schema import DatasetPlan, Normalisation
+
+if TYPE_CHECKING:
+    from medplan.method import Needs
+    from medplan.plan.fingerprint import Fingerprint
+
+__all__ = ["fold_roles", "plan_datasets"]
+
+
+def plan_datasets(
+    method: str,
+    needs: "Needs",
+    fingerprints: Sequence["Fingerprint"],
+    overrides: Overrides,
+    reasons: dict[str, str],
+) -> tuple[DatasetPlan, ...]:
+    """Plan every dataset, those that are only pretrained on last; add to `reasons`.
+
+    Raises: MethodError if no fold has a case of a role that the method needs; PlanError if channels differ.
+    """
+    _check_channels(fingerprints)
+    facts = [each for each in fingerprints if each.name not in overrides.pretrain_on]
+    _check_cases(facts, overrides)
+    weights = [
+        sqrt(max(1, sum(c.is_labelled for c in each.cases)) * len(each.labels.names)) for each in facts
+    ]
+    planned: list[DatasetPlan] = []
+    for number, each in enumerate([*facts, *(each for each in fingerprints if each not in facts)]):
+        prefix = f"datasets.{number}"
+        share = 1.0
+        if each in facts:
+            folds, why = fold_roles(each, overrides, needs=needs.roles, several=len(facts) > 1)
+            share = round(weights[number] / sum(weights), 4)
+        else:
+            folds = ({"pretrain": tuple(sorted(case.id for case in each.cases))},)
+            why = {"folds": "images for the first phases only (--pretrain-on)"}
+        if len(facts) > 1 and each in facts:
+            why["share"] = (
+                "proportional to the root of labelled cases x classes: large sets do not drown small ones"
+            )
+        normalisations = []
+        for channel in range(len(each.channels)):
+            scheme, why[f"normalisations.{channel}"] = _normalisation(needs, each, channel)
+            normalisations.append(scheme)
+        reasons.update({f"{prefix}.{key}": text for key, text in why.items()})
+        planned.append(
+            DatasetPlan(
+                name=each.name,
+                channels=each.channels,
+                modalities=each.modalities,
+                labels=each.labels,
+                normalisations=tuple(normalisations),
+                folds=folds,
+                domains={case.id: case.domain for case in each.cases if case.domain is not None},
+                file_ending=each.file_ending,
+                share=share,
+            )
+        )
+    _check_roles(method, needs, planned)
+    return tuple(planned)
+
+
+def fold_roles(
+    facts: "Fingerprint", overrides: Overrides, *, needs: Sequence[str], several: bool
+) -> tuple[tuple[dict[str, tuple[str, ...]], ...], dict[str, str]]:
+    """Give every case of a dataset its role in every fold; see `assign_roles`.
+
+    Args:
+        several: there are more datasets; each is then a domain by its name, unless it names domains.
+    """
+    ids = {case.id for case in facts.cases}
+    return assign_roles(
+        read.entries(facts, domain=facts.name if several else None),
+        needs=needs,
+        labelled=overrides.labelled,
+        labelled_cases=[case for case in overrides.labelled_cases if not several or case in ids],
+        source_domain=overrides.source_domain,
+        target_domain=overrides.target_domain,
+        leave_out_domain=overrides.leave_out_domain,
+        seed=overrides.seed or 0,
+        where=facts.name,
+        strict=not several,
+    )
+
+
+def _normalisation(needs: "Needs", facts: "Fingerprint", channel: int) -> tuple[Normalisation, str]:
+    modality = facts.modalities[channel]
+    if needs.normalisation == "unit":
+        if modality == "RGB":
+            return Normalisation(scheme="unit", low=0.0, high=255.0), "the method wants 0..1"
+        return (
+            Normalisation(scheme="unit", percentiles=(0.5, 99.5)),
+            "the method wants 0..1: the 0.5 and 99.5 percentiles of each case",
+        )
+    return choose_normalisation(
+        modality,
+        foreground=read.foreground(facts, channel),
+        masked_background=read.has_masked_background(facts),
+    )
+
+
+def _check_channels(fingerprints: Sequence["Fingerprint"]) -> None:
+    counts = {each.name: len(each.channels) for each in fingerprints}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{name} has {count}" for name, count in counts.items())
+        raise PlanError(f"datasets that are learned together need equally many channels; {listed}.")
+
+
+def _check_cases(facts: Sequence["Fingerprint"], overrides: Overrides) -> None:
+    """With several datasets each looks for its own cases and domains; here none may be left over."""
+    if len(facts) < 2:
+        return
+    labelled = {case.id for each in facts for case in each.cases if case.is_labelled}
+    domains = {entry.domain for each in facts for entry in read.entries(each, domain=each.name)}
+    for case in overrides.labelled_cases:
+        if case not in labelled:
+            raise PlanError(f"there is no labelled case '{case}' in any of the datasets (--labelled-cases).")
+    for domain in (overrides.source_domain, overrides.target_domain, overrides.leave_out_domain):
+        if domain is not None and domain not in domains:
+            listed = ", ".join(sorted(name for name in domains if name is not None))
+            raise PlanError(f"there is no domain '{domain}'; the domains are {listed}.")
+
+
+def _check_roles(method: str, needs: "Needs", planned: Sequence[DatasetPlan]) -> None:
+    for role in needs.roles:
+        if not any(dataset.folds[0].get(role) for dataset in planned):
+            advice = {
+                "unlabelled": "Leave cases unlabelled with --labelled 20%, or add images without label.",
+                "pretrain": "Name a dataset with --pretrain-on.",
+            }.get(role, "Add labels to at least one training case.")
+            raise MethodError(f"{method}: needs cases of the role '{role}', and there are none. {advice}")

@@ -1,0 +1,113 @@
+"""Which method to take: one row per method, the recommended one first."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from medplan.errors import MethodError, PlanError
+from medplan.plan.overrides import Overrides
+from medplan.plan.planner import decide, situation
+from medplan.plan.schema import Plan
+
+if TYPE_CHECKING:
+    from medplan.method import Method
+    from medplan.plan.fingerprint import Fingerprint
+
+__all__ = ["GPU_FLOPS", "Row", "format_table", "recommend"]
+
+GPU_FLOPS = 4e13
+"""Operations per second that a recent data-centre GPU sustains in bfloat16 on such networks, about an eighth
+of its peak. Times in the table are meant to compare methods, not to be booked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method's line of the table.
+
+    Attributes:
+        fits: whether it can be used; else `reason` says why not and `plan` is None.
+        score: 0 to 100; the highest is recommended.
+        seconds: predicted time of training on a GPU, or None.
+    """
+
+    method: str
+    fits: bool
+    score: int
+    reason: str
+    plan: Plan | None = None
+    seconds: float | None = None
+
+
+def recommend(
+    fingerprints: Sequence["Fingerprint"],
+    methods: Mapping[str, "type[Method]"],
+    overrides: Overrides | None = None,
+    gpu_memory_bytes: int | None = None,
+) -> tuple[Row, ...]:
+    """Plan every method that fits, and rank them: fitting ones first, by score, then by name."""
+    overrides = overrides or Overrides()
+    facts = situation(fingerprints, overrides)
+    rows = []
+    for name, method_class in methods.items():
+        proposal = method_class.propose(facts)
+        row = Row(method=name, fits=False, score=0, reason=proposal.reason)
+        if proposal.fits:
+            try:
+                plan, footprint = decide(fingerprints, name, method_class, overrides, gpu_memory_bytes)
+            except (MethodError, PlanError) as error:
+                if len(methods) == 1:
+                    raise
+                row = Row(method=name, fits=False, score=0, reason=str(error))
+            else:
+                row = Row(
+                    method=name,
+                    fits=True,
+                    score=proposal.score,
+                    reason=proposal.reason,
+                    plan=plan,
+                    seconds=plan.training.iterations * footprint.flops / GPU_FLOPS
+                    if footprint.flops
+                    else None,
+                )
+        rows.append(row)
+    return tuple(sorted(rows, key=lambda row: (not row.fits, -row.score, row.method)))
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """Return the rows as an aligned text table; the recommended method is marked with ``*``."""
+    head = ("", "method", "fits", "dims", "patch", "batch", "encoder", "GPU memory", "GPU time", "why")
+    lines = [head, *(_cells(row, is_first=number == 0) for number, row in enumerate(rows))]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head) - 1)]
+    texts = []
+    for line in lines:
+        padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=False)]
+        texts.append(
+            "  ".join([*padded, line[-1]]).strip() if line is head else "  ".join([*padded, line[-1]])
+        )
+    texts[0] = " " * (widths[0] + 2) + texts[0]
+    return "\n".join(text.rstrip() for text in texts)
+
+
+def _cells(row: Row, *, is_first: bool) -> tuple[str, ...]:
+    if row.plan is None:
+        return ("", row.method, "no", "", "", "", "", "", "", row.reason)
+    plan = row.plan
+    memory = "" if plan.predicted_gpu_bytes is None else f"{plan.predicted_gpu_bytes / 2**30:.1f} GB"
+    return (
+        "*" if is_first else "",
+        row.method,
+        "yes",
+        str(plan.dims),
+        "x".join(map(str, plan.patch_size if plan.dims == 3 else plan.patch_size[1:])),
+        str(plan.training.batch_size),
+        plan.encoder,
+        memory,
+        "" if row.seconds is None else _duration(row.seconds),
+        row.reason,
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
