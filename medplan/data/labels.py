@@ -1,5 +1,6 @@
 """What the numbers in a label file mean, and the class indices that training uses in their place."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +67,12 @@ class LabelSpace:
     def num_outputs(self) -> int:
         """Number of network outputs: classes plus background, or the number of regions."""
         return len(self.names) + 1 if self.is_exclusive else len(self.names)
+
+    @property
+    def tells_sides(self) -> bool:
+        """Whether class names tell left from right, so that an image and its mirror image have other labels."""
+        words = {word for name in self.names for word in re.split(r"[^a-z]+", name.lower())}
+        return bool(words & {"left", "right", "lh", "rh", "l", "r"})
 
     @property
     def codes(self) -> tuple[tuple[int, ...], ...]:
