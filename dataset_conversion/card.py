@@ -25,7 +25,7 @@ class Card:
         serves: the methods whose papers use it, or that it is of use for.
         split: how cases may be divided, and what must stay together.
         published_splits: named splits of papers, each a map from role (``labelled``, ``unlabelled``,
-            ``validation``, ``test``) to case ids or, where a role lists patients, patient names.
+            ``validation``, ``test``) to case ids.
         groupings: named ways to join label values into fewer classes: class name to the values it joins.
     """
 

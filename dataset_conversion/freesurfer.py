@@ -6,7 +6,12 @@ from pathlib import Path
 from dataset_conversion.listing import folders_of
 from dataset_conversion.writing import Case
 
-__all__ = ["ASEG", "GROUPINGS", "SEG4", "SEG35", "subjects"]
+__all__ = ["ASEG", "GROUPINGS", "LAYOUT", "SEG4", "SEG35", "subjects"]
+
+LAYOUT = (
+    "FreeSurfer's subject folders: <subject>/mri/norm.mgz and aseg.mgz, or the two files in <subject>/, "
+    "also as .nii.gz; a subject without aseg is unlabelled"
+)
 
 ASEG = {
     "Left-Cerebral-White-Matter": 2,

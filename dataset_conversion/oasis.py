@@ -2,17 +2,12 @@
 
 import csv
 import re
-from collections.abc import Iterable
 from pathlib import Path
-
-import numpy as np
 
 from dataset_conversion.card import Card
 from dataset_conversion.freesurfer import GROUPINGS, SEG4, SEG35
 from dataset_conversion.listing import by_pattern, folders_of, pairs, require
-from dataset_conversion.volumes import read_nifti
 from dataset_conversion.writing import Case, write_dataset
-from medplan.errors import DataError
 
 CARD = Card(
     name="OASIS",
@@ -46,7 +41,7 @@ def convert(source: Path, target: Path) -> None:
             for key, (image, label) in pairs(images, labels, where=source).items()
         ]
         write_dataset(
-            CARD, cases, target, source=source, labels=_named(source / "labels.csv", labels.values())
+            CARD, cases, target, source=source, labels=_named(source / "labels.csv"), only_present=True
         )
         return
     cases, structures = _neurite(source)
@@ -67,20 +62,16 @@ def _neurite(source: Path) -> tuple[list[Case], dict[str, int]]:
         cases.append(
             Case(id=folder.name, images=(folder / "aligned_norm.nii.gz",), label=label, patient=subject)
         )
-    return cases, SEG35 if fine else SEG4
+    table = source / ("seg35_labels.txt" if fine else "seg4_labels.txt")
+    return cases, _colour_table(table) if table.is_file() else SEG35 if fine else SEG4
 
 
-def _named(table: Path, labels: Iterable[Path]) -> dict[str, int]:
-    """Return the names of the values that occur in the label files, in the order of the values."""
+def _colour_table(path: Path) -> dict[str, int]:
+    rows = (line.split() for line in path.read_text().splitlines())
+    return {row[1]: int(row[0]) for row in rows if len(row) > 1 and row[0].isdigit() and int(row[0]) > 0}
+
+
+def _named(table: Path) -> dict[str, int]:
     require(table.parent, table.is_file(), "labels.csv beside the scans, which names the label values")
     with table.open(newline="") as file:
-        names = {
-            int(row[0]): " ".join(row[1].split()) for row in csv.reader(file) if row and row[0].isdigit()
-        }
-    present = sorted({int(value) for path in labels for value in np.unique(read_nifti(path).voxels)} - {0})
-    unknown = [value for value in present if value not in names]
-    if unknown:
-        raise DataError(
-            f"{table}: names no label value(s) {unknown[:10]}, but they occur; fetch the table again."
-        )
-    return {names[value]: value for value in present}
+        return {" ".join(row[1].split()): int(row[0]) for row in csv.reader(file) if row and row[0].isdigit()}

@@ -69,6 +69,8 @@ def write_dataset(
     labels: Mapping[str, int] | None = None,
     channels: Sequence[str] | None = None,
     ending: str = ".nii.gz",
+    only_present: bool = False,
+    splits: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     notes: Sequence[str] = (),
 ) -> None:
     """Write the cases into `target` in nnU-Net's raw layout; dataset.json appears when everything is there.
@@ -76,6 +78,8 @@ def write_dataset(
     Args:
         labels, channels: where they differ from the card's.
         ending: file ending of images and labels, ``.nii.gz`` or ``.png``.
+        only_present: declare only those labels that occur in the label files.
+        splits: published splits, role to case ids, where they differ from the card's.
         notes: what a reader of the dataset should know, one sentence each; logged and kept in dataset.json.
 
     Raises: DataError if `target` holds other files, if an image and its label differ in shape, or if a label
@@ -87,11 +91,18 @@ def write_dataset(
     _check_ids(cases)
     _check_target(card, cases, target, source=source, ending=ending)
     resumed = not (target / "dataset.json").exists()
+    present: set[int] = set()
     for case in track(cases, label=f"converting {card.name}"):
-        _write_case(case, target, declared=labels, ending=ending, keep=resumed)
+        present |= _write_case(case, target, declared=labels, ending=ending, keep=resumed)
+    if only_present:
+        labels = {name: value for name, value in labels.items() if value in present}
     for note in notes:
         _LOG.warning("%s: %s", card.name, note)
-    _describe(card, cases, target, labels=labels, channels=channels, ending=ending, notes=notes)
+    description = _description(card, cases, labels=labels, channels=channels, ending=ending)
+    published = _splits_of(cases, card.published_splits if splits is None else splits)
+    description |= {"splits": published} if published else {}
+    description |= {"notes": list(notes)} if notes else {}
+    write_text(json.dumps(description, indent=1) + "\n", target / "dataset.json")
     (target / _UNFINISHED).unlink(missing_ok=True)
 
 
@@ -137,12 +148,17 @@ def _check_target(card: Card, cases: Sequence[Case], target: Path, *, source: Pa
         write_text(mark, unfinished)
 
 
-def _write_case(case: Case, target: Path, *, declared: Mapping[str, int], ending: str, keep: bool) -> None:
+def _write_case(
+    case: Case, target: Path, *, declared: Mapping[str, int], ending: str, keep: bool
+) -> set[int]:
+    """Write the files of a case that are not there yet; return the label values that occur."""
     images, label = _files(case, ending)
     shape: tuple[int, ...] | None = None
+    present: set[int] = set()
     if case.label is not None and label is not None:
         read, values, same = _read_label(case, declared)
         shape = values.shape
+        present = {int(value) for value in np.unique(values)}
         if not (keep and (target / label).exists()):
             _place(case.label if same else (lambda: _with_voxels(read, values)), target / label)
     for image, name in zip(case.images, images, strict=True):
@@ -156,6 +172,7 @@ def _write_case(case: Case, target: Path, *, declared: Mapping[str, int], ending
             _check_shape(case, shape, shape_of(image))
         if not done:
             _place(image, target / name)
+    return present
 
 
 def _check_shape(case: Case, label: tuple[int, ...] | None, image: tuple[int, ...]) -> None:
@@ -251,16 +268,9 @@ def _take_over(source: Path, path: Path) -> None:
         shutil.copyfile(source, path)
 
 
-def _describe(
-    card: Card,
-    cases: Sequence[Case],
-    target: Path,
-    *,
-    labels: Mapping[str, int],
-    channels: Sequence[str],
-    ending: str,
-    notes: Sequence[str],
-) -> None:
+def _description(
+    card: Card, cases: Sequence[Case], *, labels: Mapping[str, int], channels: Sequence[str], ending: str
+) -> dict[str, Any]:
     description: dict[str, Any] = {
         "name": card.name,
         "channel_names": {str(number): channel for number, channel in enumerate(channels)},
@@ -274,6 +284,16 @@ def _describe(
         named = {case.id: getattr(case, key) for case in cases if getattr(case, key) is not None}
         if named:
             description[key] = named
-    if notes:
-        description["notes"] = list(notes)
-    write_text(json.dumps(description, indent=1) + "\n", target / "dataset.json")
+    return description
+
+
+def _splits_of(
+    cases: Sequence[Case], splits: Mapping[str, Mapping[str, Sequence[str]]]
+) -> dict[str, dict[str, list[str]]]:
+    """Return the published splits, reduced to the cases that are there; those without any are left out."""
+    known = {case.id for case in cases}
+    reduced = {
+        name: {role: [case for case in ids if case in known] for role, ids in roles.items()}
+        for name, roles in splits.items()
+    }
+    return {name: roles for name, roles in reduced.items() if any(roles.values())}

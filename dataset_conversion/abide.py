@@ -1,0 +1,31 @@
+"""ABIDE: T1 MR of the brain, through FreeSurfer."""
+
+from pathlib import Path
+
+from dataset_conversion.card import Card
+from dataset_conversion.freesurfer import ASEG, GROUPINGS, LAYOUT, subjects
+from dataset_conversion.listing import require
+from dataset_conversion.writing import write_dataset
+
+CARD = Card(
+    name="ABIDE",
+    title="Autism Brain Imaging Data Exchange, FreeSurfer output",
+    about="T1 MR of the brain of people with autism and of controls, many sites.",
+    modality="MR (T1)",
+    home="fcon_1000.projects.nitrc.org/indi/abide",
+    licence="CC BY-NC-SA",
+    layout=(LAYOUT,),
+    channels=("T1 MR",),
+    labels={},
+    num_cases="1112 in ABIDE I",
+    serves=("bijros",),
+    split="By subject; Bi-JROS labels one case and publishes no lists.",
+    groupings=GROUPINGS,
+)
+
+
+def convert(source: Path, target: Path) -> None:
+    """Put norm.mgz and aseg.mgz into NIfTI, grid and values unchanged."""
+    cases = list(subjects(source))
+    require(source, bool(cases), "<subject>/mri/norm.mgz with aseg.mgz, or <subject>/norm.mgz")
+    write_dataset(CARD, cases, target, source=source, labels=ASEG, only_present=True)

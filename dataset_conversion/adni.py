@@ -1,0 +1,31 @@
+"""ADNI: T1 MR of ageing brains, through FreeSurfer."""
+
+from pathlib import Path
+
+from dataset_conversion.card import Card
+from dataset_conversion.freesurfer import ASEG, GROUPINGS, LAYOUT, subjects
+from dataset_conversion.listing import require
+from dataset_conversion.writing import write_dataset
+
+CARD = Card(
+    name="ADNI",
+    title="Alzheimer's Disease Neuroimaging Initiative, FreeSurfer output",
+    about="T1 MR of the brain in normal ageing, mild impairment and Alzheimer's disease.",
+    modality="MR (T1)",
+    home="adni.loni.usc.edu",
+    licence="ADNI data use agreement",
+    layout=(LAYOUT,),
+    channels=("T1 MR",),
+    labels={},
+    num_cases="thousands of visits; papers take a few hundred",
+    serves=("bijros",),
+    split="By subject; one visit per subject; Bi-JROS labels one case and publishes no lists.",
+    groupings=GROUPINGS,
+)
+
+
+def convert(source: Path, target: Path) -> None:
+    """Put norm.mgz and aseg.mgz into NIfTI, grid and values unchanged."""
+    cases = list(subjects(source))
+    require(source, bool(cases), "<subject>/mri/norm.mgz with aseg.mgz, or <subject>/norm.mgz")
+    write_dataset(CARD, cases, target, source=source, labels=ASEG, only_present=True)

@@ -1,0 +1,31 @@
+"""PPMI: T1 MR in Parkinson's disease, through FreeSurfer."""
+
+from pathlib import Path
+
+from dataset_conversion.card import Card
+from dataset_conversion.freesurfer import ASEG, GROUPINGS, LAYOUT, subjects
+from dataset_conversion.listing import require
+from dataset_conversion.writing import write_dataset
+
+CARD = Card(
+    name="PPMI",
+    title="Parkinson's Progression Markers Initiative, FreeSurfer output",
+    about="T1 MR of the brain of people with Parkinson's disease and of controls.",
+    modality="MR (T1)",
+    home="www.ppmi-info.org",
+    licence="PPMI data use agreement",
+    layout=(LAYOUT,),
+    channels=("T1 MR",),
+    labels={},
+    num_cases="hundreds of subjects",
+    serves=("bijros",),
+    split="By subject; one visit per subject; Bi-JROS labels one case and publishes no lists.",
+    groupings=GROUPINGS,
+)
+
+
+def convert(source: Path, target: Path) -> None:
+    """Put norm.mgz and aseg.mgz into NIfTI, grid and values unchanged."""
+    cases = list(subjects(source))
+    require(source, bool(cases), "<subject>/mri/norm.mgz with aseg.mgz, or <subject>/norm.mgz")
+    write_dataset(CARD, cases, target, source=source, labels=ASEG, only_present=True)

@@ -1,0 +1,44 @@
+"""StructSeg 2019, thorax: organs at risk in CT."""
+
+from pathlib import Path
+
+from dataset_conversion.card import Card
+from dataset_conversion.listing import choose, folders_of, require
+from dataset_conversion.writing import Case, write_dataset
+
+_ORGANS = (
+    "left lung",
+    "right lung",
+    "heart",
+    "oesophagus",
+    "trachea",
+    "spinal cord",
+)
+
+CARD = Card(
+    name="StructSegThorax",
+    title="StructSeg 2019, thoracic organs at risk",
+    about="Chest CT of patients with lung cancer, six organs.",
+    modality="CT",
+    home="structseg2019.grand-challenge.org",
+    licence="research use, on registration",
+    layout=("Thoracic_OAR/N/data.nii.gz and label.nii.gz, N from 1 to 50",),
+    channels=("CT",),
+    labels={organ: value for value, organ in enumerate(_ORGANS, start=1)},
+    num_cases="50",
+    serves=("hermes",),
+    split="By case, one per patient.",
+)
+
+
+def convert(source: Path, target: Path) -> None:
+    """Take images and labels as they are, under nnU-Net's names."""
+    root = choose(source, "Thoracic_OAR") or source
+    cases: list[Case] = []
+    for folder in folders_of(root):
+        image, label = folder / "data.nii.gz", folder / "label.nii.gz"
+        if image.is_file() and folder.name.isdigit():
+            require(folder, label.is_file(), "label.nii.gz beside data.nii.gz")
+            cases.append(Case(id=f"thorax_{int(folder.name):02d}", images=(image,), label=label))
+    require(source, bool(cases), "Thoracic_OAR/N/data.nii.gz and label.nii.gz")
+    write_dataset(CARD, cases, target, source=source)
