@@ -238,10 +238,10 @@ def _box(frame: _Frame, values: np.ndarray[tuple[int], np.dtype[np.float64]], y:
     px = frame.px
     return (
         f'<line class="whisker" x1="{px(least):.1f}" x2="{px(most):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<rect class="box" x="{px(low):.1f}" y="{y - size / 2:.1f}" width="{max(px(high) - px(low),
-        1):.1f}" ' f'height="{size:.1f}" rx="3"/>' f'<line class="median" x1="{px(middle):.1f}"
-        x2="{px(middle):.1f}" y1="{y - size / 2:.1f}" ' f'y2="{y + size / 2:.1f}"><title>median
-        {middle:.4g}</title></line>'
+        f'<rect class="box" x="{px(low):.1f}" y="{y - size / 2:.1f}" height="{size:.1f}" rx="3" '
+        f'width="{max(px(high) - px(low), 1):.1f}"/>'
+        f'<line class="median" x1="{px(middle):.1f}" x2="{px(middle):.1f}" y1="{y - size / 2:.1f}" '
+        f'y2="{y + size / 2:.1f}"><title>median {middle:.4g}</title></line>'
     )
 
 

@@ -3,11 +3,12 @@
 import base64
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from medplan.evaluate.summary import Interval
 
-__all__ = ["Cell", "card", "details", "document", "number", "picture", "section", "spread", "table"]
+__all__ = ["Cell", "card", "chips", "details", "document", "number", "picture", "section", "spread", "table"]
 
 STYLE = """
 :root{--paper:#f6f7f9;--panel:#fff;--ink:#17202b;--soft:#5d6b7c;--line:#e1e6ec;--accent:#0b6fa4;
@@ -71,34 +72,31 @@ height:none}}
 """
 
 
-class Cell(str):
-    """HTML of one table cell that is already escaped, with its CSS classes."""
+@dataclass(frozen=True)
+class Cell:
+    """One table cell: HTML that is already escaped, CSS classes and style."""
 
+    html: str
     classes: str = ""
     style: str = ""
 
     @classmethod
     def text(cls, text: object, *, classes: str = "text") -> "Cell":
-        return cls.raw(escape(str(text)), classes=classes)
-
-    @classmethod
-    def raw(cls, html: str, *, classes: str = "", style: str = "") -> "Cell":
-        cell = cls(html)
-        cell.classes, cell.style = classes, style
-        return cell
+        """A text, aligned to the left."""
+        return cls(escape(str(text)), classes)
 
     @classmethod
     def share(cls, value: float, *, html: str = "") -> "Cell":
         """A score from 0 to 1 with a bar behind it."""
         if not math.isfinite(value):
-            return cls.raw(number(value))
+            return cls(number(value))
         share = min(max(value, 0.0), 1.0)
-        return cls.raw(html or number(value), classes="bar", style=f"--share:{share:.3f}")
+        return cls(html or number(value), "bar", f"--share:{share:.3f}")
 
     @classmethod
-    def count(cls, value: int) -> "Cell":
+    def failures(cls, count: int) -> "Cell":
         """A number of failures: conspicuous unless it is zero."""
-        return cls.raw(str(value), classes="warn" if value else "")
+        return cls(str(count), "warn" if count else "")
 
 
 def document(title: str, body: str) -> str:
@@ -136,7 +134,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, strong: Seq
     head = "".join(f'<th class="{kind}">{escape(c)}</th>' for c, kind in zip(columns, kinds, strict=True))
     lines = []
     for index, row in enumerate(rows):
-        cells = "".join(f'<td class="{cell.classes}" style="{cell.style}">{cell}</td>' for cell in row)
+        cells = "".join(f'<td class="{cell.classes}" style="{cell.style}">{cell.html}</td>' for cell in row)
         lines.append(f'<tr class="strong">{cells}</tr>' if index in strong else f"<tr>{cells}</tr>")
     return (
         f'<div class="panel scroll"><table><thead><tr>{head}</tr></thead>'

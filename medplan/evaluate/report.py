@@ -109,8 +109,8 @@ def _scores(evaluations: Sequence[Evaluation]) -> str:
     first, *others = evaluations
     parts = [section("All evaluations", both + sections.runs(list(groups.items())))]
     hint = (
-        "Mean and standard deviation over the cases that contain the class. Rest the mouse on a dot to see which "
-        "case it is."
+        "Mean and standard deviation over the cases that contain the class. Rest the mouse on a dot to see "
+        "which case it is."
     )
     parts.append(section("Scores per class", _per_class(first), hint=hint))
     parts += [details(f"Scores per class: {other.name}", _per_class(other)) for other in others]
@@ -132,9 +132,8 @@ def _cases(evaluation: Evaluation, *, num_worst: int, num_median: int, num_best:
     for kind, case in picks:
         shown.setdefault(case.id, _case(case, kind, evaluation))
     legend = (
-        f'<div class="legend"><span><i class="swatch" style="color:{REFERENCE_COLOUR}"></i>reference
-        outline</span>' f'<span><i class="swatch" style="color:{PREDICTION_COLOUR}"></i>predicted
-        outline</span></div>'
+        f'<div class="legend"><span><i class="swatch" style="color:{REFERENCE_COLOUR}"></i>reference</span>'
+        f'<span><i class="swatch" style="color:{PREDICTION_COLOUR}"></i>prediction (outlines)</span></div>'
     )
     if len(summary.class_names) > 1:
         colours = [CLASS_COLOURS[row % len(CLASS_COLOURS)] for row in range(len(summary.class_names))]
@@ -215,8 +214,8 @@ def _plan(plan: Mapping[str, Any]) -> str:
         ]
         for key, value in values.items()
     ]
-    decided = [row for row in rows if row[2]]
-    silent = [row for row in rows if not row[2]]
+    decided = [row for row in rows if row[2].html]
+    silent = [row for row in rows if not row[2].html]
     columns = ["Decision", "Value", "Reason"]
     return section(
         "Plan", table(columns, decided) + details("All values of the plan", table(columns, silent)),

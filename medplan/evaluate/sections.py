@@ -79,11 +79,11 @@ def comparison(named: Sequence[tuple[str, Summary]]) -> str:
         dice = summary.interval("dice")
         rows.append(
             [
-                Cell.text(name), Cell.raw(str(len(summary.cases))), Cell.share(dice.mean),
-                Cell.raw(spread(dice)), Cell.share(_nanmean(summary.pooled_dice())),
-                Cell.raw(number(summary.mean("hd95"), 2)), Cell.raw(number(summary.mean("assd"), 2)),
-                Cell.raw(number(summary.mean("nsd"))), Cell.count(sum(summary.outcomes("missed"))),
-                Cell.count(sum(summary.outcomes("false alarm"))),
+                Cell.text(name), Cell(str(len(summary.cases))), Cell.share(dice.mean),
+                Cell(spread(dice)), Cell.share(_nanmean(summary.pooled_dice())),
+                Cell(number(summary.mean("hd95"), 2)), Cell(number(summary.mean("assd"), 2)),
+                Cell(number(summary.mean("nsd"))), Cell.failures(sum(summary.outcomes("missed"))),
+                Cell.failures(sum(summary.outcomes("false alarm"))),
             ]
         )  # fmt: skip
     unit = named[0][1].unit
@@ -100,12 +100,12 @@ def runs(groups: Sequence[tuple[str, Sequence[Summary]]]) -> str:
     for name, summaries in groups:
         if len(summaries) < 2:
             continue
-        row = [Cell.text(name), Cell.raw(str(len(summaries)))]
+        row = [Cell.text(name), Cell(str(len(summaries)))]
         for metric, digits in (("dice", 3), ("hd95", 2), ("nsd", 3)):
             found = across([summary.mean(metric) for summary in summaries])
-            row += [Cell.raw(number(found.mean, digits)), Cell.raw(spread(found, digits))]
+            row += [Cell(number(found.mean, digits)), Cell(spread(found, digits))]
         pooled = across([_nanmean(summary.pooled_dice()) for summary in summaries])
-        rows.append([*row, Cell.raw(number(pooled.mean)), Cell.raw(spread(pooled))])
+        rows.append([*row, Cell(number(pooled.mean)), Cell(spread(pooled))])
     columns = ["Over folds and seeds", "Runs", "Dice", "95 % CI", "HD95", "95 % CI", "NSD", "95 % CI",
                "Pooled", "95 % CI"]  # fmt: skip
     return table(columns, rows)
@@ -135,16 +135,16 @@ def classes(summary: Summary) -> str:
     for row, name in enumerate(summary.class_names):
         cells = [
             Cell.text(name),
-            Cell.raw(str(sum(case.scores[row].n_ref > 0 for case in summary.cases))),
+            Cell(str(sum(case.scores[row].n_ref > 0 for case in summary.cases))),
             Cell.share(means["dice"][row], html=plus_minus("dice", row)),
-            Cell.raw(number(float(pooled[row]))),
-            Cell.raw(number(float(means["iou"][row]))),
+            Cell(number(float(pooled[row]))),
+            Cell(number(float(means["iou"][row]))),
         ]
         if summary.surface:
-            cells += [Cell.raw(plus_minus("hd95", row, 2)), Cell.raw(plus_minus("assd", row, 2))]
-            cells += [Cell.raw(number(float(means["nsd"][row])))]
-        cells += [Cell.count(missed[row]), Cell.count(alarms[row])]
-        cells += [Cell.raw(number(false_ml[row], 2))] if in_ml else []
+            cells += [Cell(plus_minus("hd95", row, 2)), Cell(plus_minus("assd", row, 2))]
+            cells += [Cell(number(float(means["nsd"][row])))]
+        cells += [Cell.failures(missed[row]), Cell.failures(alarms[row])]
+        cells += [Cell(number(false_ml[row], 2))] if in_ml else []
         rows.append(cells)
     return table(columns, rows)
 
@@ -191,7 +191,7 @@ def all_cases(summary: Summary) -> str:
                      if math.isfinite(s.dice)]  # fmt: skip
             cells.append(Cell.text(f"{min(known)[1]} {min(known)[0]:.3f}" if known else "none"))
         if summary.surface:
-            cells += [Cell.raw(number(case.mean("hd95"), 2)), Cell.raw(number(case.mean("nsd")))]
+            cells += [Cell(number(case.mean("hd95"), 2)), Cell(number(case.mean("nsd")))]
         rows.append(cells)
     missing = ""
     if summary.missing:
@@ -204,14 +204,14 @@ def conventions(summary: Summary) -> str:
     unit = "pixels" if summary.unit == "px" else "mm"
     return (
         "<ul><li>Dice and IoU count voxels on the grid of the reference; voxels without annotation are left "
-        "out.</li><li>A class that is absent from prediction and reference has no score and is left out of the "
-        "means; one that is absent from only one of them scores 0 in Dice, IoU and NSD, has no distance, and is "
-        "counted as missed or as a false alarm.</li><li>The mean is over cases per class, then over classes; "
-        "pooled Dice adds up the voxels of all cases first. Intervals over cases are percentiles of 2000 "
-        "bootstrap resamples; those over folds and seeds are Student's.</li>"
+        "out.</li><li>A class that is absent from prediction and reference has no score and is left out of "
+        "the means; one that is absent from only one of them scores 0 in Dice, IoU and NSD, has no distance, "
+        "and is counted as missed or as a false alarm.</li><li>The mean is over cases per class, then over "
+        "classes; pooled Dice adds up the voxels of all cases first. Intervals over cases are percentiles of "
+        "2000 bootstrap resamples; those over folds and seeds are Student's.</li>"
         f"<li>Surface distances are exact, in {unit}, between the centres of voxels that share a face with a "
-        "voxel outside the structure. HD95 is the larger of the two directed 95th percentiles, ASSD the mean over "
-        f"both surfaces, NSD the share of both surfaces within {summary.tolerance:g} {unit}.</li></ul>"
+        "voxel outside the structure. HD95 is the larger of the two directed 95th percentiles, ASSD the mean "
+        f"over both surfaces, NSD the share of both surfaces within {summary.tolerance:g} {unit}.</li></ul>"
     )
 
 
@@ -231,7 +231,7 @@ def _boxes(summary: Summary, metric: str, title: str, domain: tuple[float, float
 def _class_cell(case: CaseScores, row: int) -> Cell:
     score = case.scores[row]
     if score.outcome in ("missed", "false alarm"):
-        return Cell.raw(score.outcome, classes="warn")
+        return Cell(score.outcome, "warn")
     return Cell.share(score.dice)
 
 
