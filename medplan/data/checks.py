@@ -147,8 +147,8 @@ class _Notes:
 
     def compare(self, file: Path, found: Geometry, expected: Geometry, words: str) -> None:
         different = differences(found, expected)
-        # A label that lies elsewhere but has the same shape and spacing does no harm, since arrays are matched
-        # voxel by voxel; it is told because it can be a sign that the label is another scan's.
+        # A label that lies elsewhere but has the same shape and spacing does no harm, since arrays are
+        # matched voxel by voxel; it is told because it can be a sign that the label is another scan's.
         for what, values in different.items():
             remedy = (
                 "export it again on the grid of the image" if what == "shape" else "or let --repair do so"

@@ -142,7 +142,7 @@ def read_image(
     if geometry is None:
         raise DataError("There are no image files to read.")
     array = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    if channels is not None and len(array) != channels:
+    if channels is not None:
         array = fit_channels(array, channels, Path(paths[0]))
     return Image(array=array, geometry=geometry)
 
@@ -370,21 +370,18 @@ def _atomically(path: Path, write: Any) -> Path:
 
 
 def fit_channels(array: Array, channels: int, path: Path) -> Array:
+    """Return (C, Z, Y, X) with the expected number of channels (see `read_image`), or raise DataError."""
+    if len(array) == channels:
+        return array
     if _is_picture(path):
-        if (
-            channels == 1
-            and len(array) == 3
-            and np.array_equal(array[0], array[1])
-            and np.array_equal(array[0], array[2])
-        ):
+        if channels == 1 and all(np.array_equal(array[0], other) for other in array[1:]):
             return array[:1]
         if channels == 3 and len(array) == 1:
             return np.repeat(array, 3, axis=0)
-    word = "channel" if channels == 1 else "channels"
     raise DataError(
-        f"{path}: expected {channels} {word}, found {len(array)}; a 4-D file is read as one channel per "
-        "frame, so "
-        "export the wanted frames as single volumes, or declare the channels under 'channel_names'."
+        f"{path}: expected {channels} channel{'s' * (channels != 1)}, found {len(array)} (frames of a 4-D "
+        "file count "
+        "as channels); export the wanted ones, or declare them all under 'channel_names' in dataset.json."
     )
 
 

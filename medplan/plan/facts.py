@@ -67,11 +67,12 @@ class CaseFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Facts, and per channel what is needed to pool intensities over cases."""
+    """Facts, per channel what is needed to pool intensities over cases, and warnings as sentences."""
 
     facts: CaseFacts
     nonzero: tuple[Histogram, ...]
     foreground: tuple[Histogram, ...] | None
+    notes: tuple[str, ...] = ()
 
     def with_identity(self, case: RawCase, digest: str) -> "Measured":
         """Return the same with what does not depend on the voxels."""
