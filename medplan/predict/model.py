@@ -1,0 +1,388 @@
+"""A trained model in memory: loaded once, it segments arrays, images and files as often as one likes."""
+
+import hashlib
+import logging
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from medplan import checkpoint as checkpoints
+from medplan import registry
+from medplan.data.cases import Case
+from medplan.data.images import Geometry, Image, read_image, write_label
+from medplan.errors import CheckpointError, DataError, UsageError, did_you_mean
+from medplan.method import Method, Predictor
+from medplan.plan.schema import DatasetPlan, Plan
+from medplan.predict import postprocess
+from medplan.predict.archive import unpack
+from medplan.predict.folder import find_folds, read_support
+from medplan.predict.plausible import warn_if_unlike_training
+from medplan.predict.postprocess import Postprocessing
+from medplan.predict.prompts import to_prepared
+from medplan.predict.sliding_window import predict_case
+from medplan.preprocess.geometry import Restoration
+from medplan.preprocess.prepare import prepare
+from medplan.preprocess.restore import LabelRestorer
+from medplan.runtime import Runtime
+
+__all__ = ["Model", "Options", "Prepared"]
+
+LabelMap = npt.NDArray[np.integer[Any]]
+PathLikes = str | PathLike[str] | Sequence[str | PathLike[str]]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to predict.
+
+    Attributes:
+        step: distance of neighbouring windows as a fraction of the window, in (0, 1].
+        mirror: average over all mirrored versions of each window (8 times the work in 3-D, 4 times in 2-D;
+            half of that where class names tell left from right, since x is left alone then).
+        postprocessing: keep largest components where validation chose to.
+        classes: names of the classes to write; empty for all. The others become background.
+        batch_size: windows per forward pass; None chooses by memory.
+    """
+
+    step: float = 0.5
+    mirror: bool = False
+    postprocessing: bool = True
+    classes: tuple[str, ...] = ()
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step <= 1:
+            raise UsageError(f"--step {self.step}: the window step should be in (0, 1].")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """An input on the model's grid, the way back, and the grid it came on."""
+
+    case: Case
+    restoration: Restoration
+    geometry: Geometry
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Member:
+    """One fold: its method in eval mode and the support cases that it learnt with."""
+
+    method: Method
+    support: tuple[Case, ...]
+
+
+class Model:
+    """One or several folds of a run, whose logits are averaged.
+
+    Use `Model.load`. Arrays are (C, Z, Y, X) or (Z, Y, X); spacings are in mm, (z, y, x); answers hold the
+    raw values of the training labels. Not for use by several threads at once.
+
+    Attributes:
+        plan: the plan of the first fold.
+        dataset: the dataset whose channels, normalisation and labels apply.
+        folds: their numbers.
+        runtime: device and precision.
+        digest: identifies weights, support cases and post-processing.
+        postprocessing: decided on validation.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[_Member],
+        *,
+        plan: Plan,
+        dataset: DatasetPlan,
+        folds: tuple[int, ...],
+        runtime: Runtime,
+        digest: str,
+        postprocessing: Postprocessing,
+    ) -> None:
+        self._members = tuple(members)
+        self.plan = plan
+        self.dataset = dataset
+        self.folds = folds
+        self.runtime = runtime
+        self.digest = digest
+        self.postprocessing = postprocessing
+
+    @classmethod
+    def load(
+        cls,
+        path: str | PathLike[str],
+        *,
+        folds: Sequence[int] | None = None,
+        checkpoint: Literal["best", "last"] = "best",
+        device: str = "auto",
+        dataset: str | None = None,
+        support: Sequence[str] = (),
+    ) -> "Model":
+        """Load a run folder, one fold's folder, or a zip made by ``medplan export``.
+
+        Args:
+            folds: numbers of the folds to average; None takes all that are trained.
+            checkpoint: the one that validation picked, or the last.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:<n>`` or ``mps``.
+            dataset: which of its datasets' labels to predict, where it learnt several.
+            support: ids of the support cases to use, where the method has such; empty for all.
+
+        Raises: CheckpointError if there is no such model or it is damaged; UsageError for an unknown dataset
+            or support case.
+        """
+        source = Path(path)
+        if source.is_dir():
+            return cls._load(source, folds, checkpoint, device, dataset, support)
+        if not source.is_file() or not zipfile.is_zipfile(source):
+            raise CheckpointError(f"'{source}' is neither a run folder nor a zip made by 'medplan export'.")
+        with tempfile.TemporaryDirectory(prefix="medplan-") as scratch:
+            unpacked = unpack(source, Path(scratch) / "run")
+            return cls._load(unpacked, folds, checkpoint, device, dataset, support)
+
+    @classmethod
+    def _load(
+        cls,
+        run: Path,
+        folds: Sequence[int] | None,
+        checkpoint: Literal["best", "last"],
+        device: str,
+        dataset: str | None,
+        support: Sequence[str],
+    ) -> "Model":
+        runtime = Runtime.choose(device)
+        found = find_folds(run, folds=folds, checkpoint=checkpoint)
+        digest = hashlib.blake2b(digest_size=16)
+        members, plans = [], []
+        for fold in found:
+            state = checkpoints.load(fold.checkpoint)
+            plan = checkpoints.plan_of(state, path=fold.checkpoint)
+            plans.append(plan)
+            # The checkpoint holds every weight: the file that training started from may be gone.
+            method = registry.find(plan.method)(replace(plan, encoder_weights=None))
+            checkpoints.restore(method, state["weights"], where=str(fold.checkpoint))
+            method.to(runtime.device).eval().requires_grad_(False)
+            examples = _choose(read_support(fold.folder), support, run)
+            members.append(_Member(method=method, support=examples))
+            _hash_state(digest, state["weights"], examples)
+        _check_alike(plans, run)
+        record = postprocess.read(run if (run / postprocess.FILE_NAME).is_file() else run.parent)
+        digest.update(repr((plans[0], record)).encode())
+        return cls(
+            members,
+            plan=plans[0],
+            dataset=_dataset(plans[0], dataset),
+            folds=tuple(fold.fold for fold in found),
+            runtime=runtime,
+            digest=digest.hexdigest(),
+            postprocessing=record,
+        )
+
+    def predict_file(
+        self,
+        paths: PathLikes,
+        *,
+        output: str | PathLike[str] | None = None,
+        options: Options | None = None,
+    ) -> LabelMap:
+        """Segment one scan from its file, its files (one per channel) or its DICOM folder.
+
+        Args:
+            output: also write the label map there, on the grid and with the header of the first file.
+
+        Returns: (Z, Y, X) raw label values; Z = 1 for pictures.
+        Raises: DataError if a file cannot be read or the channels do not fit.
+        """
+        several = [paths] if isinstance(paths, (str, PathLike)) else list(paths)
+        image = read_image([Path(path) for path in several], channels=len(self.dataset.channels))
+        label = self.predict_image(image, options=options)
+        if output is not None:
+            write_label(Path(output), label, image.geometry)
+        return label
+
+    def predict_array(
+        self,
+        array: npt.NDArray[Any],
+        spacing_mm: tuple[float, float, float] | None = None,
+        *,
+        options: Options | None = None,
+    ) -> LabelMap:
+        """Segment an array.
+
+        Args:
+            array: (C, Z, Y, X), or (Z, Y, X) or (Y, X) for one channel; intensities as in the training files
+                (HU for CT), not normalised. A colour picture is (3, 1, Y, X).
+            spacing_mm: (z, y, x); None for pictures. Axes run to the patient's left (x), back (y) and head
+                (z); for other orientations use `predict_image` with their `Geometry`.
+
+        Returns: raw label values, of the array's shape without the channels.
+        Raises: DataError if the channels do not fit, or the spacing is missing.
+        """
+        if array.ndim not in (2, 3, 4):
+            raise DataError(
+                f"An array should be (C, Z, Y, X), (Z, Y, X) or (Y, X), found shape {array.shape}."
+            )
+        volume = array[(None,) * (4 - array.ndim)]
+        z, y, x = volume.shape[1:]
+        image = Image(array=volume, geometry=Geometry(shape=(z, y, x), spacing_mm=spacing_mm))
+        label = self.predict_image(image, options=options)
+        return label[0] if array.ndim == 2 else label
+
+    def predict_image(self, image: Image, *, options: Options | None = None) -> LabelMap:
+        """Segment an image as `medplan.data.images.read_image` gives it.
+
+        Returns: (Z, Y, X) raw label values on the image's own grid.
+        Raises: DataError if the channels do not fit.
+        """
+        return self.predict_prepared(self.prepare(image), options=options)
+
+    def prepare(
+        self, image: Image, *, name: str = "image", boxes: npt.NDArray[np.float64] | None = None
+    ) -> Prepared:
+        """Bring an image onto the model's grid; runs on the CPU, also in a thread beside a prediction.
+
+        Args:
+            name: of the case, for messages.
+            boxes: prompts (n, 6) on the image's grid, see `medplan.predict.prompts`.
+        """
+        expected = self.dataset.channels
+        if len(image.array) != len(expected):
+            raise DataError(
+                f"case '{name}': the model expects {len(expected)} channels ({', '.join(expected)}), the "
+                "image has "
+                f"{len(image.array)}."
+            )
+        if self.plan.grid.spacing_mm is not None and image.geometry.spacing_mm is None:
+            raise DataError(
+                f"case '{name}': the model works at {self.plan.grid.spacing_mm} mm, but the image has no "
+                "spacing; "
+                "give it as a volume with its spacing (z, y, x) in mm."
+            )
+        warn_if_unlike_training(image, self.dataset, self.plan.grid, name=name)
+        key = f"{self.dataset.name}/{name}"
+        case, restoration = prepare(image, self.dataset, self.plan.grid, key=key)
+        if boxes is not None:
+            case = replace(case, prompts={**case.prompts, "boxes": to_prepared(boxes, restoration)})
+        return Prepared(case=case, restoration=restoration, geometry=image.geometry)
+
+    def predict_prepared(
+        self, prepared: Prepared, *, options: Options | None = None, probabilities: Path | None = None
+    ) -> LabelMap:
+        """Segment a prepared input.
+
+        Args:
+            probabilities: also write those of every output there, as a ``.npy`` of float32 (K, Z, Y, X) on
+                the input's own grid; background comes first for exclusive classes. Post-processing leaves
+                them be.
+
+        Returns: (Z, Y, X) raw label values on the input's own grid.
+        """
+        options = options or Options()
+        labels = self.dataset.labels
+        restorer = LabelRestorer(
+            prepared.restoration, labels, probabilities=probabilities is not None, file=probabilities
+        )
+        for slab in self.logits(prepared.case, options=options):
+            restorer.add(slab)
+        label = labels.decode(restorer.finish().classes)
+        if options.postprocessing:
+            label = postprocess.apply(self.postprocessing, label, labels)
+        return _only(label, options.classes, self.dataset)
+
+    def logits(self, case: Case, *, options: Options | None = None) -> Iterator[Tensor]:
+        """Yield the averaged logits of a prepared case, (K, dz, Y, X) float32, slab by slab along z."""
+        options, labels = options or Options(), self.dataset.labels
+        mirror_axes = (
+            tuple(range(3 - self.plan.dims, 2 if labels.tells_sides else 3)) if options.mirror else ()
+        )
+        return predict_case(
+            self._predictors(case),
+            case,
+            patch_size=self.plan.patch_size,
+            num_outputs=labels.num_outputs,
+            step=options.step,
+            mirror_axes=mirror_axes,
+            device=self.runtime.device,
+            batch_size=options.batch_size,
+            autocast=self.runtime.autocast,
+        )
+
+    def _predictors(self, case: Case) -> tuple[Predictor, ...]:
+        with torch.no_grad(), self.runtime.autocast():
+            return tuple(
+                member.method.predictor(
+                    case, [other for other in member.support if other.dataset == case.dataset]
+                )
+                for member in self._members
+            )
+
+
+def _dataset(plan: Plan, name: str | None) -> DatasetPlan:
+    names = [dataset.name for dataset in plan.datasets]
+    if name is None and len(names) > 1:
+        raise UsageError(f"The model learnt {', '.join(names)}; say whose classes to predict.")
+    if name is not None and name not in names:
+        raise UsageError(
+            f"The model has not learnt '{name}'{did_you_mean(name, names)}; it knows {', '.join(names)}."
+        )
+    return plan.dataset(name or names[0])
+
+
+def _choose(cases: tuple[Case, ...], wanted: Sequence[str], run: Path) -> tuple[Case, ...]:
+    known = {name: case for case in cases for name in (case.id, case.key)}
+    for name in wanted:
+        if name not in known:
+            listed = ", ".join(case.id for case in cases) or "none"
+            raise UsageError(
+                f"{run}: there is no support case '{name}'{did_you_mean(name, known)}; it has {listed}."
+            )
+    return tuple(known[name] for name in wanted) if wanted else cases
+
+
+def _check_alike(plans: Sequence[Plan], run: Path) -> None:
+    for plan in plans[1:]:
+        for name in ("method", "grid", "patch_size"):
+            if getattr(plan, name) != getattr(plans[0], name):
+                raise CheckpointError(
+                    f"{run}: its folds were trained with different plans ({name} {getattr(plans[0], name)} "
+                    "and "
+                    f"{getattr(plan, name)}), so they cannot be averaged. Choose one with --folds."
+                )
+        if [dataset.labels for dataset in plan.datasets] != [dataset.labels for dataset in plans[0].datasets]:
+            raise CheckpointError(f"{run}: its folds have different labels. Choose one with --folds.")
+
+
+def _hash_state(digest: Any, weights: dict[str, Any], support: Iterable[Case]) -> None:
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode())
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        else:
+            digest.update(repr(value).encode())
+    for case in support:
+        digest.update(case.key.encode())
+        digest.update(np.ascontiguousarray(case.image()).data)
+        digest.update(np.ascontiguousarray(case.label()).data)
+
+
+def _only(label: LabelMap, classes: Sequence[str], dataset: DatasetPlan) -> LabelMap:
+    if not classes:
+        return label
+    names = dataset.labels.names
+    for name in classes:
+        if name not in names:
+            raise UsageError(
+                f"The model has no class '{name}'{did_you_mean(name, names)}; it knows {', '.join(names)}."
+            )
+    written = dataset.labels.decode(np.arange(len(names) + 1))
+    wanted = [int(value) for value, name in zip(written[1:], names, strict=True) if name in classes]
+    return np.where(np.isin(label, wanted), label, 0).astype(label.dtype)

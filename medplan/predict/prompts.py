@@ -1,0 +1,73 @@
+"""Boxes that a user gives with the images, for methods that take them.
+
+    {"case0001": [[x0, y0, x1, y1], ...], "case0002": [[x0, y0, z0, x1, y1, z1], ...]}
+
+Positions are in pixels or voxels of the image file, x along rows: pixel i reaches from i to i + 1, so that
+    the box [0, 0, width, height] is the whole picture. Pictures take four numbers, volumes six, or four for
+    every slice.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from medplan.errors import DataError
+from medplan.preprocess.geometry import Restoration
+
+__all__ = ["Boxes", "read_boxes", "to_prepared"]
+
+Boxes = Mapping[str, npt.NDArray[np.float64]]
+
+
+def read_boxes(path: Path) -> Boxes:
+    """Read boxes by case id: arrays (n, 6) of z0, y0, x0, z1, y1, x1; z is -inf and inf where the file has
+    none.
+
+    Raises: DataError naming the case and what is wrong with its boxes.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file (--prompts).") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not valid JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise DataError(
+            f'{path}: expected {{"case": [[x0, y0, x1, y1], ...]}}, found a {type(content).__name__}.'
+        )
+    return {case: _boxes(boxes, f"{path}: case '{case}'") for case, boxes in content.items()}
+
+
+def to_prepared(boxes: npt.NDArray[np.float64], restoration: Restoration) -> npt.NDArray[np.float64]:
+    """Map boxes (n, 6) from the input's grid to the prepared one, cut to it; one turned askew is enclosed."""
+    last = np.array(restoration.native.shape, dtype=np.float64)
+    lower, upper = np.clip(boxes[:, :3], 0, last), np.clip(boxes[:, 3:], 0, last)
+    corners = []
+    for choice in np.ndindex(2, 2, 2):
+        edges = np.where(np.array(choice, dtype=bool), upper, lower)
+        corners.append(restoration.forward(edges - 0.5) + 0.5)
+    moved = np.stack(corners)
+    shape = np.array(restoration.shape, dtype=np.float64)
+    return np.concatenate([np.clip(moved.min(0), 0, shape), np.clip(moved.max(0), 0, shape)], axis=1)
+
+
+def _boxes(boxes: object, where: str) -> npt.NDArray[np.float64]:
+    if not isinstance(boxes, Sequence) or isinstance(boxes, str):
+        raise DataError(f"{where}: expected a list of boxes, found {boxes!r}.")
+    rows = []
+    for box in boxes:
+        numbers = isinstance(box, Sequence) and all(isinstance(value, (int, float)) for value in box)
+        if not numbers or len(box) not in (4, 6):
+            raise DataError(f"{where}: a box is [x0, y0, x1, y1] or [x0, y0, z0, x1, y1, z1], found {box!r}.")
+        lower, upper = list(box[: len(box) // 2]), list(box[len(box) // 2 :])
+        if any(low >= high for low, high in zip(lower, upper, strict=True)):
+            raise DataError(
+                f"{where}: the box {box!r} is empty; the second corner has to lie beyond the first."
+            )
+        if len(box) == 4:
+            lower, upper = [*lower, -np.inf], [*upper, np.inf]
+        rows.append([*reversed(lower), *reversed(upper)])
+    return np.array(rows, dtype=np.float64).reshape(len(rows), 6)

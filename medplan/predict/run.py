@@ -1,0 +1,266 @@
+"""Prediction of many files: resumable, and one bad file does not stop the others."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from medplan.data.dataset import RawCase, find_inputs
+from medplan.data.images import PICTURE_ENDINGS, ending_of, read_image, write_label
+from medplan.errors import DataError, MedplanError, PlanError, UsageError, did_you_mean
+from medplan.predict.model import Model, Options, Prepared
+from medplan.predict.prompts import Boxes, read_boxes
+from medplan.progress import track
+from medplan.records import encode, read_json, write_json
+
+__all__ = ["predict"]
+
+RECORDS = ".medplan"
+EPOCH = (1980, 1, 1, 0, 0, 0)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What an output was made from, and the sha256 of every file of it, by name."""
+
+    made_from: str
+    files: dict[str, str]
+
+
+def predict(
+    inputs: Path,
+    output: Path,
+    model: Model,
+    *,
+    options: Options | None = None,
+    probabilities: bool = False,
+    prompts: Path | None = None,
+) -> tuple[Path, ...]:
+    """Segment an image, a folder of images or a DICOM folder.
+
+    Every label map is named after its case, lies on the grid of its image and has its format (``.png`` for
+    pictures, that of the training data for DICOM). Outputs that are complete, and were made from the same
+    files with the same model and options, are kept. The next case is read while the current one is predicted.
+
+    Args:
+        output: folder for the label maps.
+        probabilities: also write ``CASE_probabilities.npz``: float16 (K, Z, Y, X) on the image's grid under
+            the key ``probabilities``; background comes first for exclusive classes.
+        prompts: boxes per case, see `medplan.predict.prompts`.
+
+    Returns: the label maps, sorted by case.
+    Raises: DataError after the last case, if some could not be predicted, with the reason of the first.
+    """
+    options = options or Options()
+    cases = find_inputs(inputs, len(model.dataset.channels), model.dataset.file_ending)
+    boxes = {} if prompts is None else _boxes_of(prompts, cases)
+    job = _Job(model=model, options=options, output=output, probabilities=probabilities, boxes=boxes)
+    sources = {image.resolve() for case in cases for image in case.images}
+    for case in cases:
+        if job.path(case).resolve() in sources:
+            raise UsageError(f"-o {output}: the label map of '{case.id}' would overwrite its image there.")
+    output.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(output)
+    _describe(model, output)
+    failures: dict[str, str] = {}
+    written: list[Path] = []
+    for case, result in track(_results(cases, job), label="prediction", total=len(cases)):
+        if isinstance(result, Path):
+            written.append(result)
+            continue
+        failures[case.id] = str(result)
+        logger.error("%s: not predicted. %s", case.id, result)
+    if failures:
+        first = next(iter(failures))
+        named = ", ".join(f"'{case}'" for case in list(failures)[:5]) + (", ..." if len(failures) > 5 else "")
+        raise DataError(
+            f"{len(failures)} of {len(cases)} cases could not be predicted ({named}); the others are in "
+            f"{output}. "
+            f"'{first}': {failures[first]}"
+        )
+    return tuple(written)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What is the same for all cases."""
+
+    model: Model
+    options: Options
+    output: Path
+    probabilities: bool
+    boxes: Boxes
+
+    def prepare(self, case: RawCase) -> "_Waiting | Path":
+        """Read and prepare a case, or return its output if that is complete."""
+        made_from = self._made_from(case)
+        done = self._finished(case, made_from)
+        if done is not None:
+            return done
+        image = read_image(case.images, channels=len(self.model.dataset.channels))
+        prepared = self.model.prepare(image, name=case.id, boxes=self.boxes.get(case.id))
+        return _Waiting(prepared=prepared, made_from=made_from)
+
+    def predict(self, case: RawCase, waiting: "_Waiting") -> Path:
+        """Predict a case and write its files, its record last."""
+        scratch = self.output / f".{case.id}.{os.getpid()}.tmp.npy" if self.probabilities else None
+        files = []
+        try:
+            label = self.model.predict_prepared(waiting.prepared, options=self.options, probabilities=scratch)
+            if scratch is not None:
+                files.append(_compress(scratch, self.output / f"{case.id}_probabilities.npz"))
+        finally:
+            if scratch is not None:
+                scratch.unlink(missing_ok=True)
+        path = write_label(self.path(case), label, waiting.prepared.geometry)
+        files.append(path)
+        digests = {file.name: _sha256([file]) for file in files}
+        write_json(Record(made_from=waiting.made_from, files=digests), self._record(case))
+        return path
+
+    def path(self, case: RawCase) -> Path:
+        """Return where the label map of a case goes."""
+        ending = ending_of(case.images[0]) or self.model.dataset.file_ending
+        return self.output / f"{case.id}{'.png' if ending in PICTURE_ENDINGS else ending}"
+
+    def _record(self, case: RawCase) -> Path:
+        return self.output / RECORDS / f"{case.id}.json"
+
+    def _made_from(self, case: RawCase) -> str:
+        """Return a digest of everything that the output depends on."""
+        box = self.boxes.get(case.id)
+        facts = [
+            self.model.digest,
+            self.model.dataset.name,
+            self.model.runtime.precision,
+            encode(self.options),
+        ]
+        facts += [self.probabilities, None if box is None else box.tolist(), _sha256(case.images)]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def _finished(self, case: RawCase, made_from: str) -> Path | None:
+        try:
+            record = read_json(Record, self._record(case))
+        except PlanError:
+            return None
+        paths = {self.output / name: digest for name, digest in record.files.items()}
+        if record.made_from != made_from or not all(path.is_file() for path in paths):
+            return None
+        intact = all(_sha256([path]) == digest for path, digest in paths.items())
+        return self.path(case) if intact else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Waiting:
+    """A case that was read, and the digest of what its output will depend on."""
+
+    prepared: Prepared
+    made_from: str
+
+
+def _results(cases: Sequence[RawCase], job: _Job) -> Iterator[tuple[RawCase, Path | Exception]]:
+    """Predict one case after the other while a thread prepares the next one, and never more than that."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as reader:
+        coming: Future[_Waiting | Path] = reader.submit(job.prepare, cases[0])
+        for case, following in zip(cases, [*cases[1:], None], strict=True):
+            current = coming
+            if following is not None:
+                coming = reader.submit(job.prepare, following)
+            yield case, _settle(case, current, job)
+
+
+def _settle(case: RawCase, coming: "Future[_Waiting | Path]", job: _Job) -> Path | Exception:
+    try:
+        ready = coming.result()
+        return ready if isinstance(ready, Path) else job.predict(case, ready)
+    except (MemoryError, torch.OutOfMemoryError):
+        return DataError("There was not enough memory; close other programs, or take --device cpu.")
+    except (MedplanError, OSError) as error:
+        return error
+
+
+def _boxes_of(path: Path, cases: Sequence[RawCase]) -> Boxes:
+    boxes = read_boxes(path)
+    ids = [case.id for case in cases]
+    for name in boxes:
+        if name not in ids:
+            raise DataError(f"{path}: there is no case '{name}' among the inputs{did_you_mean(name, ids)}.")
+    return boxes
+
+
+def _describe(model: Model, output: Path) -> None:
+    """Say beside the label maps what their values mean, in the words of a raw dataset's dataset.json."""
+    labels = model.dataset.labels
+    values: dict[str, Any] = {"background": 0}
+    values |= {
+        name: given[0] if len(given) == 1 else list(given)
+        for name, given in zip(labels.names, labels.values, strict=True)
+    }
+    if labels.ignore is not None:
+        values["ignore"] = labels.ignore
+    description: dict[str, Any] = {
+        "name": model.dataset.name,
+        "channel_names": {str(number): name for number, name in enumerate(model.dataset.channels)},
+        "labels": values,
+        "file_ending": model.dataset.file_ending,
+        "numTraining": 0,
+    }
+    if labels.region_order is not None:
+        description["regions_class_order"] = list(labels.region_order)
+    write_json(description, output / "dataset.json")
+
+
+def _remove_leftovers(output: Path) -> None:
+    """Remove what a killed process left half written."""
+    for path in output.glob(".*.tmp*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _sha256(paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        files = sorted(other for other in path.iterdir() if other.is_file()) if path.is_dir() else [path]
+        for file in files:
+            try:
+                with file.open("rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+            except OSError as error:
+                raise DataError(f"{file}: cannot be read ({error.strerror}).") from None
+    return digest.hexdigest()
+
+
+def _compress(source: Path, target: Path) -> Path:
+    """Write a ``.npy`` of float32 as float16 into a ``.npz``, a slice at a time. Equal arrays give equal
+    bytes.
+    """
+    array: npt.NDArray[np.float32] = np.load(source, mmap_mode="r")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    entry = zipfile.ZipInfo("probabilities.npy", date_time=EPOCH)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    header = {"descr": "<f2", "fortran_order": False, "shape": array.shape}
+    with (
+        zipfile.ZipFile(temporary, "w", compresslevel=1) as packed,
+        packed.open(entry, "w", force_zip64=True) as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, header)
+        for volume in array:
+            for plane in volume:
+                file.write(plane.astype("<f2").tobytes())
+    temporary.replace(target)
+    return target
