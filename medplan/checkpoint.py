@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from medplan.errors import CheckpointError
-from medplan.plan.schema import Plan
+from medplan.plan.schema import Fold, Plan
 from medplan.records import decode, encode
 
 __all__ = [
@@ -76,14 +76,14 @@ def load(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def save_weights(
-    path: Path, method: nn.Module, plan: Plan, *, fold: int, step: int, score: float | None
+    path: Path, method: nn.Module, plan: Plan, *, fold: Fold, step: int, score: float | None
 ) -> Path:
     """Write what prediction needs: plan and weights."""
     return save(path, _model(method, plan, fold=fold, step=step, score=score))
 
 
 def save_run_state(
-    path: Path, method: nn.Module, plan: Plan, *, fold: int, step: int, score: float | None, training: Any
+    path: Path, method: nn.Module, plan: Plan, *, fold: Fold, step: int, score: float | None, training: Any
 ) -> Path:
     """Write what resuming needs: plan, weights and the state of training."""
     return save(path, {**_model(method, plan, fold=fold, step=step, score=score), "training": training})
@@ -180,7 +180,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return dict(load_file(path))
 
 
-def _model(method: nn.Module, plan: Plan, *, fold: int, step: int, score: float | None) -> dict[str, Any]:
+def _model(method: nn.Module, plan: Plan, *, fold: Fold, step: int, score: float | None) -> dict[str, Any]:
     weights = dict(method.state_dict())
     return {
         "format": FORMAT,

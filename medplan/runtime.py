@@ -101,7 +101,7 @@ class Runtime:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
-    def agree(self, flag: int) -> int:
+    def any(self, flag: int) -> int:
         """Return the largest flag over the ranks, so that all ranks act on it at the same step."""
         if self.world == 1:
             return flag

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from medplan.data.cases import CaseStore
 from medplan.method import Batch, Method, Phase, Progress
-from medplan.plan.schema import Plan
+from medplan.plan.schema import Fold, Plan
 from medplan.randomness import fold_in
 from medplan.runtime import Runtime, tune_allocator
 from medplan.train.display import Display
@@ -35,7 +35,7 @@ def train(
     store: CaseStore,
     folder: Path,
     *,
-    fold: int,
+    fold: Fold,
     runtime: Runtime,
     validate: Validate | None = None,
     workers: int | None = None,
@@ -148,7 +148,7 @@ def _step(
 def _asked_to_stop(folder: Path, signals: Signals, runtime: Runtime) -> Status | None:
     """Return how a signal or a file named STOP asks to end; all ranks return the same."""
     has_file = runtime.is_main and (folder / "STOP").exists()
-    code = runtime.agree(signals.received or (1000 if has_file else 0))
+    code = runtime.any(signals.received or (1000 if has_file else 0))
     if code == 1000:
         logger.info("Stopping, as the file STOP in %s asks; everything is saved.", folder)
         if runtime.is_main:

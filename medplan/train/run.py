@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from medplan import checkpoint
 from medplan.errors import CheckpointError, MethodError
 from medplan.method import Method, Phase
-from medplan.plan.schema import Plan
+from medplan.plan.schema import Fold, Plan
 from medplan.randomness import fold_in
 from medplan.records import encode, write_json
 from medplan.runtime import Runtime, free_disk
@@ -70,7 +70,7 @@ class Run:
         plan: Plan,
         folder: Path,
         *,
-        fold: int,
+        fold: Fold,
         runtime: Runtime,
         validate: Validate | None,
         log: RunLog,

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 
 from medplan.errors import UsageError
+from medplan.plan.schema import Fold
 from medplan.records import read_json, write_json
 
 __all__ = ["Record", "Signals", "Status", "hold", "read_record", "versions", "write_record"]
@@ -38,7 +39,7 @@ class Record:
     """
 
     status: Status
-    fold: int
+    fold: Fold
     step: int
     iterations: int
     seconds: float

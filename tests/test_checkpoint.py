@@ -1,0 +1,97 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from medplan import checkpoint
+from medplan.errors import CheckpointError
+from tests.train.toy import build, toy_plan
+
+
+def test_weights_come_back_exactly_and_carry_their_plan(tmp_path: Path) -> None:
+    plan = toy_plan()
+    method = build(plan)
+    path = checkpoint.save_weights(tmp_path / "best.pt", method, plan, fold=2, step=7, score=0.5)
+    other = build(plan)
+    nn.init.zeros_(other.get_parameter("head.weight"))
+    checkpoint.load_weights(other, path)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(method.state_dict().values(), other.state_dict().values(), strict=True)
+    )
+    state = checkpoint.load(path)
+    assert checkpoint.plan_of(state, path=path) == plan
+    assert (state["fold"], state["step"], state["score"]) == (2, 7, 0.5)
+    assert [file.name for file in tmp_path.iterdir()] == ["best.pt"]
+
+
+def test_equal_contents_are_equal_bytes_however_they_came_about(tmp_path: Path) -> None:
+    word, pair = "lr", (0.9, 0.999)
+    shared = {"a": {word: pair}, "b": {word: pair}}
+    separate = {
+        "a": {"".join(["l", "r"]): tuple([0.9, 0.999])},
+        "b": {"".join(["l", "r"]): tuple([0.9, 0.999])},
+    }
+    wide = torch.arange(6.0)
+    checkpoint.save(tmp_path / "x.pt", {**shared, "t": wide[:3].clone()})
+    checkpoint.save(tmp_path / "another.pt", {**separate, "t": wide[:3]})
+    assert (tmp_path / "x.pt").read_bytes() == (tmp_path / "another.pt").read_bytes()
+
+
+def test_what_does_not_fit_is_listed_and_nothing_is_loaded() -> None:
+    module = nn.Linear(2, 2)
+    before = module.weight.detach().clone()
+    weights = {"weight": torch.zeros(3, 2), "scale": torch.zeros(1)}
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.restore(module, weights, where="x.pt")
+    assert str(caught.value) == (
+        "x.pt: the weights do not fit the network. missing: bias; unknown: scale; "
+        "of another shape: weight (3, 2) instead of (2, 2)."
+    )
+    assert torch.equal(module.weight, before)
+
+
+def test_a_file_that_is_cut_short_is_no_traceback(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path / "x.pt", {"a": torch.zeros(1000)})
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        checkpoint.load(path)
+    with pytest.raises(CheckpointError, match="no such file"):
+        checkpoint.load(tmp_path / "y.pt")
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": Path("x")}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        checkpoint.load(tmp_path / "x.pt")
+
+
+def test_other_dictionaries_and_other_formats_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a model of medplan; it holds network"):
+        checkpoint.check({"network": 1}, path=tmp_path)
+    with pytest.raises(CheckpointError, match="format 9; this version"):
+        checkpoint.check({"format": 9, "plan": {}, "weights": {}}, path=tmp_path)
+
+
+def test_published_encoders_are_loaded_through_a_key_map(tmp_path: Path) -> None:
+    source = nn.Linear(2, 2)
+    torch.save(
+        {
+            "state_dict": {
+                "module.fc.weight": source.weight,
+                "module.fc.bias": source.bias,
+                "head": torch.ones(1),
+            }
+        },
+        tmp_path / "x.pth",
+    )
+    target = nn.ModuleDict({"proj": nn.Linear(2, 2), "new": nn.Linear(2, 1)})
+
+    def rename(key: str) -> str | None:
+        return None if key == "head" else key.replace("module.fc", "proj")
+
+    checkpoint.load_encoder(target, tmp_path / "x.pth", rename, may_miss=("new.",))
+    assert torch.equal(target["proj"].weight, source.weight)
+    with pytest.raises(CheckpointError, match=r"missing: new\.bias, new\.weight"):
+        checkpoint.load_encoder(target, tmp_path / "x.pth", rename)

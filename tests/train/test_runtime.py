@@ -1,0 +1,56 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from medplan.errors import UsageError
+from medplan.runtime import Runtime, free_disk
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:1", "coda"])
+def test_an_unknown_device_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(UsageError, match="expected auto, cpu, cuda"):
+        Runtime.choose(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_says_why_and_what_to_do() -> None:
+    with pytest.raises(UsageError, match=r"finds no CUDA device.*--device cpu"):
+        Runtime.choose("cuda")
+    assert Runtime.choose("auto").device.type in ("cpu", "mps")
+
+
+def test_autocast_computes_in_bf16_where_asked_and_never_in_fp16() -> None:
+    layer, image = torch.nn.Linear(4, 4), torch.ones(1, 4)
+    runtime = Runtime.choose("cpu", precision="bf16")
+    with runtime.autocast():
+        assert layer(image).dtype == torch.bfloat16
+        with runtime.without_autocast():
+            assert layer(image).dtype == torch.float32
+    with Runtime.choose("cpu", precision="fp32").autocast():
+        assert layer(image).dtype == torch.float32
+
+
+def test_alone_everything_is_its_own_average() -> None:
+    runtime, tensor = Runtime(device=torch.device("cpu")), torch.ones(3)
+    assert runtime.average([tensor])[0] is tensor
+    assert (runtime.any(3), runtime.gather("x")) == (3, ["x"])
+
+
+def test_free_disk_of_a_folder_to_come_is_that_of_its_parent(tmp_path: Path) -> None:
+    assert free_disk(tmp_path / "a" / "b") == pytest.approx(free_disk(tmp_path), rel=0.05)
+
+
+def test_the_allocator_is_left_alone_where_the_user_has_set_it() -> None:
+    code = (
+        "import os; from medplan.runtime import tune_allocator as tune\n"
+        "os.environ['MALLOC_ARENA_MAX'] = '2'; print(tune())\n"
+        "del os.environ['MALLOC_ARENA_MAX']; print(tune())"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", str(sys.platform.startswith("linux"))]
