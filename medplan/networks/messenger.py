@@ -8,7 +8,8 @@ Source: Zhang, Wang, Li, "S&D Messenger", arXiv:2407.07763, and the released cod
 Shapes: B samples (L labelled, then U unlabelled), N positions, C channels, H heads, D channels of a head.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from medplan.errors import MethodError
 
-__all__ = ["ChannelAttention", "Memory", "Messenger", "Messengers"]
+__all__ = ["ChannelAttention", "Memory", "Messenger", "Messengers", "shared_batch"]
 
 Memory = Literal["batch", "paired"]
 """What labelled samples look at in training: the channels of all unlabelled samples, or of the one with their
@@ -117,12 +118,59 @@ class Messenger(nn.Module):
 class Messengers(nn.ModuleDict):
     """Messengers by the number of the stage they follow (0 is the finest), as texts."""
 
+    @classmethod
+    def behind(
+        cls,
+        stages: Sequence[int],
+        widths: Sequence[int],
+        *,
+        heads: int = 2,
+        dropout: float = 0.1,
+        memory: Memory = "batch",
+    ) -> "Messengers":
+        """Make messengers for an encoder.
+
+        Args:
+            stages: counted from 1 at the finest stage, or from -1 at the coarsest.
+            widths: channels of all stages, finest first.
+            heads, dropout, memory: as in `Messenger`.
+
+        Raises: MethodError if there is no such stage.
+        """
+        count = len(widths)
+        for stage in stages:
+            if stage == 0 or abs(stage) > count:
+                raise MethodError(
+                    f"there is no stage {stage} for a messenger; the encoder has stages 1 to {count}, or -1 "
+                    f"(coarsest) to -{count}."
+                )
+        chosen = sorted({stage - 1 if stage > 0 else count + stage for stage in stages})
+        return cls(
+            {
+                str(stage): Messenger(widths[stage], heads=heads, dropout=dropout, memory=memory)
+                for stage in chosen
+            }
+        )
+
     def forward(self, maps: Sequence[Tensor], num_labelled: int | None = None) -> tuple[Tensor, ...]:
         """Return all maps, those with a messenger exchanged."""
         return tuple(
             self[str(stage)](features, num_labelled) if str(stage) in self else features
             for stage, features in enumerate(maps)
         )
+
+
+@contextmanager
+def shared_batch(network: nn.Module, *, shares: bool) -> Iterator[None]:
+    """Set `Messenger.shares_batch` of every messenger inside the block, and unset it afterwards."""
+    messengers = [module for module in network.modules() if isinstance(module, Messenger)]
+    for messenger in messengers:
+        messenger.shares_batch = shares
+    try:
+        yield
+    finally:
+        for messenger in messengers:
+            messenger.shares_batch = False
 
 
 class _Projections(nn.Module):

@@ -76,7 +76,8 @@ class MixTransformer(nn.Module):
                 )
             size = SIZES[size]
         self.widths = size.widths
-        rates = iter(torch.linspace(0, drop_path, sum(size.depths)).tolist())
+        last = sum(size.depths) - 1
+        rates = iter(drop_path * number / last for number in range(last + 1))
         self.stages = nn.ModuleList()
         channels = in_channels
         for number, (width, depth) in enumerate(zip(size.widths, size.depths, strict=True)):

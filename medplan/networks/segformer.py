@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medplan.networks.messenger import Messengers
+from medplan.networks.messenger import ChannelAttention, Messengers
 from medplan.networks.mit import MixTransformer, from_published
 from medplan.networks.mlp_head import MlpHead
 
@@ -29,6 +29,36 @@ class MessengerSegFormer(nn.Module):
     def __init__(self, encoder: MixTransformer, head: MlpHead, messengers: Messengers) -> None:
         super().__init__()
         self.encoder, self.messengers, self.decoder = encoder, messengers, head
+
+    @classmethod
+    def make(
+        cls,
+        size: str,
+        *,
+        num_channels: int,
+        num_outputs: int,
+        messengers: Messengers,
+        drop_path: float = 0.1,
+        alpha: float | None = None,
+    ) -> "MessengerSegFormer":
+        """Put the parts together.
+
+        Args:
+            size: a key of `medplan.networks.mit.SIZES`.
+            num_channels: of the image; one is repeated to three.
+            alpha: of `ChannelAttention` in the last stage's blocks; None keeps the ordinary attention.
+
+        Raises: MethodError if there is no such encoder.
+        """
+        encoder = MixTransformer(
+            size,
+            in_channels=3 if num_channels == 1 else num_channels,
+            drop_path=drop_path,
+            last_attention=None
+            if alpha is None
+            else lambda width, heads: ChannelAttention(width, heads, alpha=alpha),
+        )
+        return cls(encoder, MlpHead(encoder.widths, num_outputs), messengers)
 
     def forward(self, image_BCZYX: Tensor, num_labelled: int | None = None) -> tuple[Tensor, ...]:
         """Return logits_BKZYX of the image's size, alone in a tuple.

@@ -3,10 +3,19 @@
 import pytest
 import torch
 
+from medplan.data.labels import IGNORE
+from medplan.data.paste import Boxes
+from medplan.difficulty import Difficulty, hard_dice
 from medplan.networks.messenger import Messenger, Messengers
 from medplan.networks.mit import MixTransformer, load_encoder
 from medplan.networks.mlp_head import MlpHead
 from medplan.networks.segformer import MessengerSegFormer, messenger_from_published, whole_from_published
+from medplan.pseudo_labels import (
+    paste_consistency,
+    pseudo_label_loss,
+    squared_dice_loss,
+    weighted_cross_entropy,
+)
 
 
 def build(size, stages, *, shares_batch=False):
@@ -84,3 +93,82 @@ def test_whole_network_equals_the_original(reference, model):
     original.check("train_logits", logits(original.input("sdm_train"), 2))
     for stage in stages:
         original.check(f"train_messenger_stage{stage}", exchanged[str(stage - 1)])
+
+
+def loss_inputs(original):
+    def blocks(name, classes):
+        coarse = torch.floor(classes * original.image(name, 2, 6, 8)).long()
+        return coarse.repeat_interleave(8, 1).repeat_interleave(8, 2)
+
+    def logits(name):
+        return (8 * original.input(name) - 4).unsqueeze(2).requires_grad_()
+
+    label, pseudo = blocks("loss_label", 12), blocks("loss_pseudo", 14)
+    return logits("loss_logits_labelled"), logits("loss_logits_unlabelled"), label, pseudo
+
+
+def boxes(*corners):
+    lower = [(0, y1, x1) for x1, y1, _, _ in corners]
+    upper = [(1 if x2 > x1 else 0, y2, x2) for x1, _, x2, y2 in corners]
+    return Boxes(lower_B3=torch.tensor(lower), upper_B3=torch.tensor(upper))
+
+
+def test_losses_and_their_gradients_equal_the_original(reference):
+    original = reference("sdm_losses")
+    labelled, unlabelled, label, pseudo = loss_inputs(original)
+    weights = original.input("loss_class_weight") + 0.1
+    supervised = weighted_cross_entropy(labelled, label.unsqueeze(1), weights)
+    original.check("weighted_ce", supervised.reshape(1))
+    (gradient,) = torch.autograd.grad(supervised, labelled, retain_graph=True)
+    original.check("weighted_ce_gradient", gradient.squeeze(2))
+    against_pseudo = pseudo_label_loss(unlabelled, pseudo.unsqueeze(1))
+    original.check("ce_unlabelled", weighted_cross_entropy(unlabelled, pseudo.unsqueeze(1)).reshape(1))
+    original.check("dice_unlabelled", squared_dice_loss(unlabelled, pseudo.unsqueeze(1)).reshape(1))
+    original.check("ce_dice", against_pseudo.reshape(1))
+    (gradient,) = torch.autograd.grad(against_pseudo, unlabelled, retain_graph=True)
+    original.check("ce_dice_gradient", gradient.squeeze(2))
+    pasted = boxes((10, 4, 42, 20), (0, 0, 0, 0))
+    agreement = paste_consistency(labelled, unlabelled, pasted.mask((1, 48, 64)))
+    original.check("ours_consistency", agreement.reshape(1))
+    (gradient,) = torch.autograd.grad(agreement, labelled, retain_graph=True)
+    original.check("ours_consistency_gradient", gradient.squeeze(2))
+    original.check("ours_total_after_warmup", ((supervised + against_pseudo + agreement) / 3).reshape(1))
+    both = boxes((10, 4, 42, 20), (52, 30, 64, 48))
+    original.check(
+        "ours_consistency_two", paste_consistency(labelled, unlabelled, both.mask((1, 48, 64))).reshape(1)
+    )
+
+
+def test_released_slips_of_the_losses_come_back_with_compat(reference):
+    original = reference("sdm_losses")
+    labelled, unlabelled, _, pseudo = loss_inputs(original)
+    for name, corners in (
+        ("original_slip_consistency", ((10, 4, 42, 20), (0, 0, 0, 0))),
+        ("original_slip_consistency_two", ((10, 4, 42, 20), (52, 30, 64, 48))),
+    ):
+        mask = boxes(*corners).transposed().mask((1, 48, 64))
+        original.check(name, paste_consistency(labelled, unlabelled, mask).reshape(1))
+    pseudo[:, :5] = IGNORE
+    original.check("ce_255", weighted_cross_entropy(unlabelled, pseudo.unsqueeze(1)).reshape(1))
+    original.check("dice_255", squared_dice_loss(unlabelled, pseudo.unsqueeze(1), compat=True).reshape(1))
+
+
+@pytest.mark.parametrize("compat", [False, True])
+def test_class_weights_equal_the_original(reference, compat):
+    original = reference("sdm_losses")
+    label = loss_inputs(original)[2]
+    one_hot = torch.nn.functional.one_hot(label, 14).movedim(-1, 1)
+    difficulty = Difficulty(14).double()
+    dice, weights = [], []
+    for number, share in enumerate((0.1, 0.35, 0.1, 0.35)):
+        predicted = (original.input(f"diff_logits_{number}") + share * one_hot).argmax(1)
+        dice.append(hard_dice(predicted, label, 14, compat=compat))
+        weights.append(difficulty(dice[-1]))
+    if compat:
+        original.check("original_slip_difficulty_weights", torch.stack(weights))
+        return
+    original.check("ours_difficulty_dice", torch.stack(dice))
+    original.check("ours_difficulty_weights", torch.stack(weights))
+    perfect = hard_dice(label, label, 14)
+    original.check("ours_difficulty_perfect_dice", perfect)
+    original.check("ours_difficulty_perfect_weights", Difficulty(14).double()(perfect))

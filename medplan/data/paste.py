@@ -1,0 +1,133 @@
+"""Paste parts of labelled patches into unlabelled ones (labelled-to-unlabelled delivery), batched on the
+device.
+
+Boxes are drawn without reading anything back from the device.
+
+Source: Zhang, Wang, Li, "S&D Messenger", arXiv:2407.07763 (L2U).
+
+Shapes: B batch, C channels, Z Y X voxels; lower and upper corners (B, 3), upper exclusive.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medplan.errors import MethodError
+
+__all__ = ["Boxes", "boxes_around_foreground", "boxes_inside_extent", "paste"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boxes:
+    """One box of voxels per sample.
+
+    Attributes:
+        lower_B3, upper_B3: corners (z, y, x), integer, inside the patch; equal where there is no box.
+    """
+
+    lower_B3: Tensor
+    upper_B3: Tensor
+
+    def mask(self, shape: Sequence[int]) -> Tensor:
+        """Return (B, 1, Z, Y, X) bool: inside the box."""
+        inside = None
+        for axis, size in enumerate(shape):
+            index = torch.arange(size, device=self.lower_B3.device)
+            view = [-1, 1, 1, 1, 1]
+            lower, upper = self.lower_B3[:, axis].view(view), self.upper_B3[:, axis].view(view)
+            index = index.view([size if other == axis else 1 for other in range(3)])
+            within = (index >= lower) & (index < upper)
+            inside = within if inside is None else inside & within
+        assert inside is not None
+        return inside
+
+    def transposed(self) -> "Boxes":
+        """Return the boxes with y and x exchanged: where the released code looks for them."""
+        order = [0, 2, 1]
+        return Boxes(lower_B3=self.lower_B3[:, order], upper_B3=self.upper_B3[:, order])
+
+
+def boxes_around_foreground(
+    codes_BZYX: Tensor, num_classes: int, *, fraction: tuple[float, float], probability: float = 1.0
+) -> Boxes:
+    """Draw a box around a voxel of a random class in every sample that has foreground.
+
+    The class is uniform among those present, then the voxel among the class's; so small structures are pasted
+    too, and every box holds foreground.
+
+    Args:
+        codes_BZYX: integer, below num_classes; foreground is > 0.
+        fraction: each side is this share of the patch's, uniform in [low, high], at least one voxel.
+        probability: that a sample gets a box at all.
+
+    Differs: the released square needs an extent of the foreground larger than itself and may be centred on
+        background inside it.
+    """
+    shape = codes_BZYX.shape[1:]
+    flat = codes_BZYX.flatten(1).long().clamp(min=0)
+    device = flat.device
+    num_samples = len(flat)
+    counts = torch.zeros(num_samples, num_classes, device=device)
+    counts = counts.scatter_add(1, flat, torch.ones_like(flat, dtype=counts.dtype))
+    rarity = 1 / counts.clamp(min=1).gather(1, flat)
+    weight = torch.where(flat > 0, rarity, 0)
+    uniform = torch.rand(flat.shape, device=device).clamp(min=1e-30)
+    # The largest log(u) / w of each sample is a draw with probability proportional to w (Efraimidis 2006).
+    chosen = torch.where(weight > 0, uniform.log() / weight, -torch.inf).argmax(1)
+    centre = torch.stack(
+        [chosen // (shape[1] * shape[2]), chosen // shape[2] % shape[1], chosen % shape[2]], 1
+    )
+    sizes = torch.tensor(shape, device=device)
+    low, high = fraction
+    side = (
+        (sizes * (low + (high - low) * torch.rand(num_samples, 3, device=device))).round().long().clamp(min=1)
+    )
+    side = torch.where(sizes == 1, 1, side)
+    wanted = (flat > 0).any(1) & (torch.rand(num_samples, device=device) < probability)
+    return _clipped(centre, side, sizes, wanted)
+
+
+def boxes_inside_extent(codes_BZYX: Tensor, side: int) -> Boxes:
+    """Draw the released square: centred anywhere in the extent of the foreground, if that is larger than the
+    square.
+
+    Args:
+        side: voxels along y and x.
+    """
+    shape = codes_BZYX.shape[1:]
+    device = codes_BZYX.device
+    foreground = codes_BZYX > 0
+    first, last = [], []
+    for axis in range(1, 4):
+        along = foreground.amax(dim=[other for other in range(1, 4) if other != axis]).int()
+        first.append(along.argmax(1))
+        last.append(along.shape[1] - 1 - along.flip(1).argmax(1))
+    lowest, highest = torch.stack(first, 1), torch.stack(last, 1)
+    extent = highest - lowest
+    large = (extent[:, 1:] > side).all(1) & foreground.flatten(1).any(1)
+    centre = lowest + (torch.rand(extent.shape, device=device) * (extent + 1)).long()
+    sizes = torch.tensor(shape, device=device)
+    sides = torch.tensor([shape[0], side, side], device=device).expand(len(centre), 3)
+    return _clipped(centre, sides, sizes, large)
+
+
+def paste(into: Tensor, source: Tensor, mask_B1ZYX: Tensor) -> Tensor:
+    """Return `into` with `source` inside the mask; both (B, C, Z, Y, X) or both (B, Z, Y, X).
+
+    Raises: MethodError if the patches differ in size.
+    """
+    if into.shape != source.shape:
+        raise MethodError(
+            f"labelled and unlabelled patches should have one shape to be pasted into each other, found "
+            f"{tuple(source.shape)} and {tuple(into.shape)}."
+        )
+    return torch.where(mask_B1ZYX if into.ndim == 5 else mask_B1ZYX.squeeze(1), source, into)
+
+
+def _clipped(centre: Tensor, side: Tensor, sizes: Tensor, wanted: Tensor) -> Boxes:
+    lower = centre - side // 2
+    upper = (lower + side).clamp(max=sizes)
+    lower = lower.clamp(min=0)
+    return Boxes(lower_B3=lower, upper_B3=torch.where(wanted[:, None], upper, lower))

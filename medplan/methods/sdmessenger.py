@@ -1,0 +1,400 @@
+"""S&D Messenger: learning from few labelled and many unlabelled cases, also across domains.
+
+Paper: Zhang, Wang, Li, "S&D Messenger: Exchanging Semantic and Domain Knowledge for Generic Semi-Supervised
+Medical Image Segmentation", arXiv:2407.07763. Official code: github.com/xmed-lab/SD-Messenger, no licence
+stated; read, not copied.
+
+Semantic knowledge lives in the labelled cases, variety of domains in the unlabelled ones. Two deliveries
+connect them: parts of labelled patches are pasted, with their labels, into unlabelled ones (L2U), and the
+features of labelled patches attend to the channels of unlabelled ones (U2L, `medplan.networks.messenger`).
+
+| paper or released code                     | here                                                         |
+|--------------------------------------------|--------------------------------------------------------------|
+| L_x, class-weighted (dagger)               | `weighted_cross_entropy` with `Difficulty`; `class_weights`  |
+| L_u                                        | `pseudo_label_loss`; `unsupervised_weight`                   |
+| L_c                                        | `paste_consistency`; `consistency_weight`                    |
+| epochs 0-5 of 300 without L_u, L_c         | `warmup`                                                     |
+| square of 64 of 512 pixels                 | `paste_fraction` (`paste_side` in voxels as released)        |
+| alpha of the in-block messenger            | `alpha`                                                      |
+| MiT-B5, SGD, lr 1e-3, heads x 5            | `Plan.encoder`, `training.lr`, `momentum`, `head_lr_factor`  |
+| (1 - t/T)^0.9                              | the phase's schedule, `poly`                                 |
+
+The three settings of the paper differ in the roles of cases only: labelled and unlabelled cases of one domain
+(semi-supervised), of two (adaptation), or of all but one (generalisation).
+
+Differs: the augmentation is that of every method here instead of 3 of 6 operations; inputs are normalised as
+the plan says instead of to [0, 1]; ``compat`` brings back the released slips that are named at each option.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from medplan.data.augment import Augmentation
+from medplan.data.cases import Case
+from medplan.data.paste import Boxes, boxes_around_foreground, boxes_inside_extent, paste
+from medplan.data.sampling import Labelled, LabelledAndUnlabelled
+from medplan.data.spatial import Spatial
+from medplan.data.views import WeakAndStrong
+from medplan.difficulty import Difficulty, hard_dice
+from medplan.errors import MethodError
+from medplan.losses import deep_supervision, dice_loss, targets
+from medplan.method import (
+    Augment,
+    Batch,
+    Method,
+    Needs,
+    Phase,
+    Predictor,
+    Progress,
+    Proposal,
+    Sampler,
+    Situation,
+    Update,
+    poly,
+)  # fmt: skip
+from medplan.networks.average import MovingAverage
+from medplan.networks.exchange import Exchange, exchange_network
+from medplan.networks.messenger import Memory, shared_batch
+from medplan.networks.messenger_unet import MessengerUNet
+from medplan.networks.mit import SIZES, load_encoder
+from medplan.networks.segformer import MessengerSegFormer
+from medplan.plan.schema import Plan
+from medplan.pseudo_labels import paste_consistency, pseudo_label_loss, pseudo_labels, weighted_cross_entropy
+from medplan.records import decode
+
+__all__ = ["METHOD", "Config", "SDMessenger"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Numbers of S&D Messenger. "Released" means the official code of April 2025.
+
+    Attributes:
+        messenger: ``stage`` behind stages of the encoder (released); ``block`` inside the last stage's blocks
+            (the paper, Mix Transformer only); ``none`` leaves the exchange of features out.
+        stages: stages with a messenger, counted from 1 at the finest or from -1 at the coarsest. Released:
+            (4,) or (1, 2, 3, 4) of four.
+        memory: what labelled samples attend to: all unlabelled samples of the batch (released) or their
+            partner.
+        heads, dropout: of the messenger. Released: 2 and 0.1.
+        alpha: share of the exchanged features with ``block``. First release: 0.5.
+        learn_from_unlabelled: False trains the same network on the labelled cases alone, as a reference.
+        warmup: fraction of the steps without unsupervised terms. Released: 6 of 300 epochs.
+        ramp: fraction of the steps, after that, over which their weight rises to its full value. Released: 0.
+        unsupervised_weight, consistency_weight: of L_u and L_c against 1 for L_x. Released: 1 and 1. Differs:
+            the sum is not divided by 3, which is the same as a learning rate three times as high.
+        class_weights: weight the supervised cross-entropy by difficulty. Released: yes (the rows with a
+            dagger).
+        supervised_dice: add the Dice loss to L_x. Differs: released without.
+        deep_supervision: learn at several resolutions of a U-Net. Differs: the paper has no U-Net.
+        paste_probability: that a labelled patch with foreground is pasted into its unlabelled partner.
+            Released: 1.
+        paste_fraction: lowest and highest side of the pasted box, relative to the patch.
+        paste_side: side of the pasted square in pixels, centred in the extent of the foreground and only if
+            that is larger; None takes `paste_fraction`. Released: 64.
+        strong_view: make pseudo-labels from a weaker view of the patches than is learned from. Released: no.
+        threshold: least probability of a pseudo-label; below it a voxel does not count. Released: 0.
+        ema: decay of a second set of weights that makes the pseudo-labels and the predictions; 0 for none.
+            Released: 0.
+        oversample: share of labelled patches centred on foreground. Differs: released crops are anywhere.
+        mirror: flip patches at random. Differs: released without.
+        momentum: of SGD. Released: 0.9.
+        head_lr_factor: learning rate of everything but a Mix Transformer, relative to it. Released: 5.
+        drop_path: of the Mix Transformer. Released: 0.1.
+        compat: released slips: the mask of L_c is transposed, the truth in the class weights is wrong,
+            pseudo-labels depend on the rest of the batch, predictions on voxels without annotation count in
+            the Dice of L_u.
+    """
+
+    messenger: Literal["stage", "block", "none"] = "stage"
+    stages: tuple[int, ...] = (-1,)
+    memory: Memory = "batch"
+    heads: int = 2
+    dropout: float = 0.1
+    alpha: float = 0.5
+    learn_from_unlabelled: bool = True
+    warmup: float = 0.02
+    ramp: float = 0.0
+    unsupervised_weight: float = 1.0
+    consistency_weight: float = 1.0
+    class_weights: bool = True
+    supervised_dice: bool = True
+    deep_supervision: bool = True
+    paste_probability: float = 1.0
+    paste_fraction: tuple[float, float] = (0.25, 0.5)
+    paste_side: int | None = None
+    strong_view: bool = False
+    threshold: float = 0.0
+    ema: float = 0.0
+    oversample: float = 1 / 3
+    mirror: bool = True
+    momentum: float = 0.9
+    head_lr_factor: float = 5.0
+    drop_path: float = 0.1
+    compat: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup + self.ramp <= 1 or min(self.warmup, self.ramp) < 0:
+            raise ValueError(f"'warmup' {self.warmup} and 'ramp' {self.ramp} should be parts of 1")
+        if not 0 < self.paste_fraction[0] <= self.paste_fraction[1] <= 1:
+            raise ValueError(f"'paste_fraction' {self.paste_fraction} should be rising and within (0, 1]")
+        for name in ("threshold", "ema", "alpha", "paste_probability", "oversample", "dropout", "drop_path"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"'{name}' should be within [0, 1], found {getattr(self, name)}")
+
+
+class SDMessenger(Method):
+    """See the module."""
+
+    needs = Needs(dims=(3, 2), roles=("labelled", "unlabelled"), encoders=("unet", *SIZES), pyramid=True)
+    Config = Config
+
+    @classmethod
+    def propose(cls, situation: Situation) -> Proposal:
+        """Fit where labelled cases come with unlabelled ones or other domains; best with few labels."""
+        if situation.num_labelled == 0:
+            return Proposal(fits=False, score=0, reason="there is no labelled case to learn from")
+        if situation.num_datasets > 1:
+            return Proposal(
+                fits=False, score=0, reason="it learns one dataset at a time; name domains inside it"
+            )
+        if situation.num_unlabelled == 0 and len(situation.domains) < 2:
+            return Proposal(
+                fits=False, score=0, reason="there is neither an unlabelled case nor a second domain"
+            )
+        pretrained = situation.encoder_weights is not None
+        settings = {"momentum": 0.9} if pretrained else {"momentum": 0.99, "head_lr_factor": 1.0}
+        what = (
+            f"{situation.num_labelled} labelled and {situation.num_unlabelled} unlabelled cases"
+            if situation.num_unlabelled
+            else f"cases of {len(situation.domains)} domains"
+        )
+        return Proposal(
+            fits=True,
+            score=70 if situation.num_labelled <= max(situation.num_unlabelled, 1) else 50,
+            reason=f"it learns from {what} together",
+            dims=2 if pretrained or situation.is_picture else None,
+            encoder="mit_b2" if pretrained else "unet",
+            lr=1e-3 if pretrained else 0.01,
+            weight_decay=1e-4 if pretrained else 3e-5,
+            config=settings,
+            reasons={
+                "encoder": "pretrained weights are given"
+                if pretrained
+                else "no pretrained weights are given, and a Mix Transformer needs them where data is scarce",
+            },
+        )
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        labels = plan.datasets[0].labels
+        if len(plan.datasets) != 1:
+            raise MethodError(
+                f"sdmessenger learns one dataset at a time; plan '{plan.name}' has {len(plan.datasets)}."
+            )
+        if not labels.is_exclusive:
+            raise MethodError(
+                f"sdmessenger needs classes that exclude each other; dataset '{plan.datasets[0].name}' has "
+                "overlapping regions. Use 'supervised', or a dataset.json without regions."
+            )
+        self.plan = plan
+        self.config = decode(Config, plan.config, where=f"plan '{plan.name}' config")
+        if self.config.compat and plan.dims != 2:
+            raise MethodError(
+                "sdmessenger: 'compat' repeats slips of the released 2-D code; plan with '--dims 2'."
+            )
+        self.num_classes = labels.num_outputs
+        self.network = exchange_network(
+            plan.encoder,
+            plan.pyramid,
+            plan.dims,
+            num_channels=plan.num_channels,
+            num_outputs=self.num_classes,
+            exchange=Exchange(
+                kind=self.config.messenger,
+                stages=self.config.stages,
+                memory=self.config.memory,
+                heads=self.config.heads,
+                dropout=self.config.dropout,
+                alpha=self.config.alpha,
+            ),
+            deep_supervision=self.config.deep_supervision,
+            drop_path=self.config.drop_path,
+        )
+        self.difficulty = Difficulty(self.num_classes)
+        self.average = MovingAverage(self.network) if self.config.ema > 0 else None
+
+    def load_encoder(self, weights: Mapping[str, Tensor]) -> None:
+        """Load a published Mix Transformer (ImageNet or SegFormer names), strictly."""
+        if not isinstance(self.network, MessengerSegFormer):
+            raise MethodError(
+                f"sdmessenger: encoder '{self.plan.encoder}' has no published weights; plan with "
+                "'--encoder mit_b0' to 'mit_b5', or with '--encoder-weights none'."
+            )
+        load_encoder(self.network.encoder, weights, where=str(self.plan.encoder_weights))
+        if self.average is not None:
+            self.average = MovingAverage(self.network)
+
+    def phases(self) -> Sequence[Phase]:
+        training, patch_size = self.plan.training, self.plan.patch_size
+        spatial = Spatial.for_patch(patch_size)
+        augmentation = Augmentation(
+            patch_size=patch_size,
+            mirror_axes=((1, 2) if self.plan.dims == 2 else (0, 1, 2)) if self.config.mirror else (),
+            keeps_slices=self.plan.dims == 2,
+        )
+        sample: Sampler
+        augment: Augment = augmentation
+        if self.config.learn_from_unlabelled:
+            sample = LabelledAndUnlabelled(patch_size, self.config.oversample, spatial=spatial)
+            augment = WeakAndStrong(augmentation) if self.config.strong_view else augmentation
+        else:
+            sample = Labelled(patch_size, self.config.oversample, spatial=spatial)
+        if isinstance(self.network, MessengerSegFormer) and self.plan.encoder_weights is None:
+            logger.info("The encoder %s starts from random weights; none were given.", self.plan.encoder)
+        return (
+            Phase(
+                name="train",
+                num_steps=training.iterations,
+                batch_size=training.batch_size,
+                sample=sample,
+                augment=augment,
+                schedule=poly,
+            ),
+        )
+
+    def optimizers(self, phase: str) -> dict[str, Optimizer]:
+        training, config = self.plan.training, self.config
+        encoder = list(self.network.encoder.parameters())
+        known = {id(parameter) for parameter in encoder}
+        rest = [parameter for parameter in self.network.parameters() if id(parameter) not in known]
+        factor = config.head_lr_factor if isinstance(self.network, MessengerSegFormer) else 1.0
+        groups: list[dict[str, Any]] = [{"params": encoder}, {"params": rest, "lr": training.lr * factor}]
+        optimizer = SGD(
+            groups,
+            lr=training.lr,
+            momentum=config.momentum,
+            weight_decay=training.weight_decay,
+            nesterov=isinstance(self.network, MessengerUNet) and config.momentum > 0,
+        )
+        return {"main": optimizer}
+
+    def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
+        if not self.config.learn_from_unlabelled:
+            outputs = self.network(batch["image"])
+            loss = self._supervised(outputs, batch["label"])
+            update.minimise(loss)
+            self._follow(at)
+            return {"loss": loss.detach()}
+        image, codes = batch["image"], batch["label"]
+        strength = self.strength(at.fraction)
+        boxes = self._boxes(codes)
+        mask = boxes.mask(codes.shape[1:])
+        learned = batch["strong_unlabelled_image" if self.config.strong_view else "unlabelled_image"]
+        unlabelled = paste(learned, image, mask)
+        num_labelled = len(image)
+        if strength > 0 or self.config.messenger != "none":
+            outputs = self.network(torch.cat([image, unlabelled]), num_labelled)
+        else:
+            outputs = self.network(image)
+        known = [logits[:num_labelled] for logits in outputs]
+        supervised = self._supervised(known, codes)
+        if strength == 0:
+            update.minimise(supervised)
+            self._follow(at)
+            return {"loss": supervised.detach(), "supervised": supervised.detach()}
+        unknown = [logits[num_labelled:] for logits in outputs]
+        pseudo = paste(self._pseudo_labels(batch["unlabelled_image"]), codes.long(), mask)
+        against_pseudo = deep_supervision(self._against_pseudo, unknown, pseudo)
+        compared = boxes.transposed().mask(codes.shape[1:]) if self.config.compat else mask
+        agreement = paste_consistency(known[0].float(), unknown[0].float(), compared)
+        first, second = (
+            strength * w for w in (self.config.unsupervised_weight, self.config.consistency_weight)
+        )
+        loss = supervised + first * against_pseudo + second * agreement
+        update.minimise(loss)
+        self._follow(at)
+        return {
+            "loss": loss.detach(),
+            "supervised": supervised.detach(),
+            "pseudo": against_pseudo.detach(),
+            "consistency": agreement.detach(),
+            "kept": (pseudo >= 0).float().mean(),
+        }
+
+    def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:
+        def logits(patches: Tensor, corners: Sequence[tuple[int, int, int]]) -> Tensor:
+            return self._evaluate(patches).float()
+
+        return logits
+
+    def strength(self, fraction: float) -> float:
+        """Return the factor of the unsupervised terms, in [0, 1], at a fraction of the training."""
+        beyond = fraction - self.config.warmup
+        if beyond < 0:
+            return 0.0
+        return 1.0 if self.config.ramp == 0 else min(1.0, beyond / self.config.ramp)
+
+    def _evaluate(self, image: Tensor) -> Tensor:
+        outputs = self.network(image) if self.average is None else self.average.call(self.network, image)
+        logits: Tensor = outputs[0]
+        return logits
+
+    @torch.no_grad()
+    def _pseudo_labels(self, image: Tensor) -> Tensor:
+        # In eval mode, so that neither dropout nor batch statistics are touched by this pass.
+        self.network.eval()
+        with shared_batch(self.network, shares=self.config.compat):
+            logits = self._evaluate(image).float()
+        self.network.train()
+        return pseudo_labels(logits, threshold=self.config.threshold)
+
+    def _boxes(self, codes: Tensor) -> Boxes:
+        if self.config.paste_side is not None:
+            return boxes_inside_extent(codes, self.config.paste_side)
+        return boxes_around_foreground(
+            codes,
+            self.num_classes,
+            fraction=self.config.paste_fraction,
+            probability=self.config.paste_probability,
+        )
+
+    def _supervised(self, outputs: Sequence[Tensor], codes: Tensor) -> Tensor:
+        weights = None
+        if self.config.class_weights:
+            predicted = outputs[0].detach().argmax(1)
+            weights = self.difficulty(
+                hard_dice(predicted, codes, self.num_classes, compat=self.config.compat)
+            )
+
+        def loss(logits: Tensor, codes: Tensor) -> Tensor:
+            total = weighted_cross_entropy(logits.float(), codes, weights)
+            if self.config.supervised_dice:
+                membership = torch.eye(self.num_classes, dtype=torch.bool, device=logits.device)
+                target, valid = targets(codes, membership)
+                probabilities = logits.float().softmax(1)[:, 1:]
+                total = total + dice_loss(
+                    probabilities, target[:, 1:], valid_B1ZYX=valid, batch=self.plan.dims == 2
+                )
+            return total
+
+        return deep_supervision(loss, outputs, codes)
+
+    def _against_pseudo(self, logits: Tensor, codes: Tensor) -> Tensor:
+        return pseudo_label_loss(logits.float(), codes, compat=self.config.compat)
+
+    def _follow(self, at: Progress) -> None:
+        if self.average is not None:
+            # A young average would remember the random start: it trails faster at first.
+            self.average.update(self.network, decay=min(self.config.ema, 1 - 1 / (at.step + 1)))
+
+
+METHOD = SDMessenger

@@ -1,0 +1,46 @@
+"""Exponential moving average of a network's weights, kept in buffers."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+__all__ = ["MovingAverage"]
+
+
+class MovingAverage(nn.Module):
+    """A second set of weights for a network, which trails behind it.
+
+    The weights are buffers, so that they are saved and moved with the method and no optimiser finds them.
+    They start equal to the network's.
+
+    Args:
+        network: whose parameters and buffers are averaged; not kept.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._names = {name: name.replace(".", "/") for name, _ in _tensors(network)}
+        for name, value in _tensors(network):
+            self.register_buffer(self._names[name], value.detach().clone())
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, *, decay: float) -> None:
+        """Move the average towards the network by ``1 - decay``; integer buffers are copied."""
+        for name, value in _tensors(network):
+            mine = self.get_buffer(self._names[name])
+            if mine.is_floating_point():
+                mine.lerp_(value.detach(), 1 - decay)
+            else:
+                mine.copy_(value)
+
+    def call(self, network: nn.Module, *arguments: Any) -> Any:
+        """Run the network with the averaged weights."""
+        weights = {name: self.get_buffer(mine) for name, mine in self._names.items()}
+        return functional_call(network, weights, arguments)
+
+
+def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
+    kept = set(network.state_dict())
+    return [*network.named_parameters(), *((n, b) for n, b in network.named_buffers() if n in kept)]
