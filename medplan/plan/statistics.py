@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 MAX_INTEGER_RANGE = 1 << 16
 MAX_POINTS = 1024
 TAIL = 1e-5
-CHUNK = 1 << 20
+CHUNK = 1 << 17
 
 
 @dataclass(frozen=True, kw_only=True)
