@@ -29,7 +29,7 @@ from medplan.errors import MethodError, PlanError
 from medplan.records import read_json
 
 if TYPE_CHECKING:
-    from medplan.plan.schema import DatasetPlan, Plan
+    from medplan.plan.schema import DatasetPlan, Fold, Plan
 
 __all__ = ["Case", "CaseFiles", "CaseRecord", "CaseStore", "open_case"]
 
@@ -164,13 +164,13 @@ def open_case(folder: Path, key: str, *, domain: str | None = None) -> Case:
 class CaseStore:
     """The cases of one fold of a plan, by role. Cheap to pickle: it opens files when they are read."""
 
-    def __init__(self, folders: Mapping[str, Path], plan: "Plan", fold: int = 0) -> None:
+    def __init__(self, folders: Mapping[str, Path], plan: "Plan", fold: "Fold" = 0) -> None:
         """Look up the cases of a fold.
 
         Args:
             folders: per dataset of the plan its folder of preprocessed cases.
             plan: says which case has which role.
-            fold: which of its folds.
+            fold: which of its folds, or 'all'.
 
         Raises: PlanError if a dataset has no folder, or a case of the fold (role `test` apart) is not
             preprocessed.

@@ -21,7 +21,7 @@ from typing import IO, Literal
 from medplan import __version__
 from medplan import checkpoint as checkpoints
 from medplan.errors import CheckpointError, PlanError
-from medplan.plan.schema import Plan
+from medplan.plan.schema import Fold, Plan
 from medplan.predict import postprocess
 from medplan.predict.folder import SUPPORT, FoldFolder, find_folds
 from medplan.records import decode, encode, write_json
@@ -55,7 +55,7 @@ class Manifest:
     name: str
     method: str
     run: str
-    folds: tuple[int, ...]
+    folds: tuple[Fold, ...]
     checkpoint: str
     made_with: str
     files: dict[str, PackedFile]
@@ -65,7 +65,7 @@ def export(
     run: Path,
     target: Path,
     *,
-    folds: Sequence[int] | None = None,
+    folds: Sequence[Fold] | None = None,
     checkpoint: Literal["best", "last"] = "best",
 ) -> Path:
     """Pack a run folder into a zip that `install` and `Model.load` read. The same run gives the same bytes.

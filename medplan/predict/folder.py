@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from medplan.data.cases import Case
 from medplan.errors import CheckpointError
+from medplan.plan.schema import Fold
 
 __all__ = ["CHECKPOINTS", "FoldFolder", "find_folds", "read_support", "write_support"]
 
@@ -33,13 +34,13 @@ logger = logging.getLogger(__name__)
 class FoldFolder:
     """One trained fold: its number, its folder and the checkpoint to use."""
 
-    fold: int
+    fold: Fold
     folder: Path
     checkpoint: Path
 
 
 def find_folds(
-    run: Path, *, folds: Sequence[int] | None = None, checkpoint: Literal["best", "last"] = "best"
+    run: Path, *, folds: Sequence[Fold] | None = None, checkpoint: Literal["best", "last"] = "best"
 ) -> tuple[FoldFolder, ...]:
     """List the trained folds of a run folder, or the one fold whose folder was given.
 
@@ -53,8 +54,9 @@ def find_folds(
         raise CheckpointError(f"There is no run folder '{run}'. Train a model, or name another with --model.")
     there = {number: path for path in run.iterdir() if (number := _number_of(path)) is not None}
     if not there and _checkpoints(run):
-        there = {_number_of(run) or 0: run}
-    trained = {number: path for number, path in sorted(there.items()) if _checkpoints(path)}
+        number = _number_of(run)
+        there = {0 if number is None else number: run}
+    trained = {number: path for number, path in sorted(there.items(), key=str) if _checkpoints(path)}
     wanted = tuple(trained) if folds is None else tuple(folds)
     missing = [number for number in wanted if number not in trained]
     if not wanted or missing:
@@ -113,16 +115,18 @@ def _read_case(path: Path) -> Case:
         raise CheckpointError(f"{path}: not a support case ({error}). Copy the run folder again.") from None
 
 
-def _number_of(path: Path) -> int | None:
-    match = re.fullmatch(r"fold_(\d+)", path.name)
-    return int(match[1]) if match and path.is_dir() else None
+def _number_of(path: Path) -> Fold | None:
+    match = re.fullmatch(r"fold_(\d+|all)", path.name)
+    if match is None or not path.is_dir():
+        return None
+    return "all" if match[1] == "all" else int(match[1])
 
 
 def _checkpoints(folder: Path) -> dict[str, Path]:
     return {name: path for name in CHECKPOINTS if (path := folder / f"{name}.pt").is_file()}
 
 
-def _open(number: int, folder: Path, checkpoint: str) -> FoldFolder:
+def _open(number: Fold, folder: Path, checkpoint: str) -> FoldFolder:
     there = _checkpoints(folder)
     chosen = checkpoint
     if checkpoint == "best" and checkpoint not in there:

@@ -21,7 +21,7 @@ from medplan.data.cases import Case
 from medplan.data.images import Geometry, Image, read_image, write_label
 from medplan.errors import CheckpointError, DataError, UsageError, did_you_mean
 from medplan.method import Method, Predictor
-from medplan.plan.schema import DatasetPlan, Plan
+from medplan.plan.schema import DatasetPlan, Fold, Plan
 from medplan.predict import postprocess
 from medplan.predict.archive import unpack
 from medplan.predict.folder import find_folds, read_support
@@ -104,7 +104,7 @@ class Model:
         *,
         plan: Plan,
         dataset: DatasetPlan,
-        folds: tuple[int, ...],
+        folds: tuple[Fold, ...],
         runtime: Runtime,
         digest: str,
         postprocessing: Postprocessing,
@@ -122,7 +122,7 @@ class Model:
         cls,
         path: str | PathLike[str],
         *,
-        folds: Sequence[int] | None = None,
+        folds: Sequence[Fold] | None = None,
         checkpoint: Literal["best", "last"] = "best",
         device: str = "auto",
         dataset: str | None = None,
@@ -131,7 +131,7 @@ class Model:
         """Load a run folder, one fold's folder, or a zip made by ``medplan export``.
 
         Args:
-            folds: numbers of the folds to average; None takes all that are trained.
+            folds: the folds to average; None takes all that are trained.
             checkpoint: the one that validation picked, or the last.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:<n>`` or ``mps``.
             dataset: which of its datasets' labels to predict, where it learnt several.
@@ -153,7 +153,7 @@ class Model:
     def _load(
         cls,
         run: Path,
-        folds: Sequence[int] | None,
+        folds: Sequence[Fold] | None,
         checkpoint: Literal["best", "last"],
         device: str,
         dataset: str | None,
