@@ -118,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
         "-m", "--method", help="method (default: the only one planned, else the recommended one)"
     )
     train.add_argument(
-        "--fold", default="0", help="fold number, or 'all' for one after the other (default 0)"
+        "--fold", default="0", help="number, or 'all' to learn from every labelled case (default 0)"
     )
     train.add_argument("--run", default="default", help="name of this run (default 'default')")
     _numbers(train)
@@ -135,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="also log there",
     )
 
-    predict = verb("predict", "prediction", "Segment images.", _device, _workers, _workspace)
+    predict = verb("predict", "prediction", "Segment images.", _device, _workspace)
     predict.add_argument(
         "-i", "--input", type=Path, required=True, help="image, folder of images or DICOM folder"
     )
@@ -177,10 +177,9 @@ def build_parser() -> argparse.ArgumentParser:
     report = verb("report", "evaluation", "Write one HTML page about a run.", _workspace)
     _model(report)
     report.add_argument(
-        "-i", "--input", type=Path, help="folder of evaluated predictions (default: the validation)"
+        "-i", "--input", type=Path, help="folder that 'evaluate' wrote to (default: the run's validation)"
     )
-    report.add_argument("-r", "--reference", type=Path, help="folder of reference labels, for the overlays")
-    report.add_argument("--images", type=Path, help="folder of the images, for the overlays")
+    report.add_argument("--images", type=Path, help="folder of its images, for the overlays")
     report.add_argument(
         "-o", "--output", type=Path, help="file to write (default report.html in the run's folder)"
     )
@@ -258,7 +257,9 @@ def _model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-m", "--method", help="its method")
     parser.add_argument("--run", help="its run")
-    parser.add_argument("--folds", nargs="+", type=int, help="folds to use (default: all that are there)")
+    parser.add_argument(
+        "--folds", nargs="+", metavar="FOLD", help="folds to use (default: all that are there)"
+    )
     parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default best")
 
 

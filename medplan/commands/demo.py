@@ -30,7 +30,7 @@ def demo(*, folder: Path, method: str | None, iters: int | None, device: str) ->
     _medplan("predict", "-i", images, "-o", str(results), "--device", device, *run)
     _medplan("evaluate", "-i", str(results), "-r", labels, *run)
     page = folder / "report.html"
-    _medplan("report", "-i", str(results), "-r", labels, "--images", images, "-o", str(page), *run)
+    _medplan("report", "-i", str(results), "--images", images, "-o", str(page), *run)
     dice = json.loads((results / "summary.json").read_text())["foreground_mean"]["Dice"]
     minutes = (time.perf_counter() - start) / 60
     print(f"\nMean foreground Dice {dice:.3f} on {NUM_TEST} held-out brains, after {minutes:.1f} minutes.")

@@ -61,23 +61,18 @@ def make_plans(
 ) -> "Plan":
     """Write a plan per method that fits (or for the one named), and return the recommended one."""
     from medplan import registry
-    from medplan.plan.planner import make_plan
     from medplan.plan.recommend import format_table, recommend
     from medplan.records import write_json
-    from medplan.runtime import device_memory_target
+    from medplan.runtime import device_memory
 
-    memory = device_memory_target(overrides.gpu_memory)
     classes = {name: registry.find(name) for name in ([method] if method else registry.names())}
-    rows = recommend(facts, classes, overrides, memory)
+    rows = recommend(facts, classes, overrides, device_memory())
     print(format_table(rows))
-    fitting = [row for row in rows if row.fits]
-    if not fitting:
-        raise PlanError(f"No method fits: {' '.join(f'{row.method}: {row.reason}' for row in rows)}")
-    plans = []
-    for row in fitting:
-        made = make_plan(facts, row.method, classes[row.method], overrides, memory)
+    plans = [row.plan for row in rows if row.plan is not None]
+    if not plans:
+        raise PlanError(f"No method fits: {' '.join(f'{row.method}: {row.reason}.' for row in rows)}")
+    for made in plans:
         print(f"Plan: {write_json(made, space.plan_path(made.name, made.method))}")
-        plans.append(made)
     return plans[0]
 
 

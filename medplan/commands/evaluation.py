@@ -1,0 +1,130 @@
+"""Verbs about scores: evaluate, report."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from medplan.errors import MedplanError, UsageError
+from medplan.workspace import Workspace
+
+if TYPE_CHECKING:
+    from medplan.data.labels import LabelSpace
+    from medplan.evaluate.report import Evaluation
+    from medplan.evaluate.summary import Summary
+
+__all__ = ["evaluate", "report"]
+
+
+def evaluate(
+    *,
+    input: Path,
+    reference: Path,
+    output: Path | None,
+    dataset: str | None,
+    tolerance_mm: float,
+    surface: bool,
+    allow_missing: bool,
+    workers: int | None,
+    workspace: Path | None,
+) -> None:
+    """Compare predictions with references."""
+    from medplan.evaluate.run import evaluate as score_all
+
+    summary = score_all(
+        input,
+        reference,
+        _labels(input, dataset, workspace),
+        output=output,
+        workers=workers or os.cpu_count() or 1,
+        surface=surface,
+        tolerance_mm=tolerance_mm,
+        allow_missing=allow_missing,
+    )
+    for name, dice in zip(summary.class_names, summary.class_mean("dice"), strict=True):
+        print(f"  {name:<24} Dice {dice:.4f}")
+    print(f"Mean foreground Dice {summary.mean():.4f} over {len(summary.cases)} cases")
+    print(f"Summary: {(output or input) / 'summary.json'}")
+
+
+def report(
+    *,
+    model: Path | None,
+    dataset: str | None,
+    method: str | None,
+    run: str | None,
+    folds: Sequence[str] | None,
+    checkpoint: Literal["best", "last"],
+    input: Path | None,
+    images: Path | None,
+    output: Path | None,
+    workspace: Path | None,
+) -> None:
+    """Write one HTML page about a run."""
+    from medplan.commands.prediction import find_model, read_folds
+    from medplan.evaluate.report import Evaluation, write_report
+    from medplan.evaluate.summary import read_summary
+    from medplan.predict.folder import find_folds
+
+    space = Workspace.open(workspace)
+    source = find_model(space, model, dataset, method, run)
+    if not source.is_dir():
+        raise UsageError(f"'{source}' is not a run folder; a report needs the log of the training.")
+    fold_folders = find_folds(source, folds=read_folds(folds), checkpoint=checkpoint)
+    if input is not None:
+        summary = read_summary(input / "summary.json")
+        evaluations = [Evaluation(name=input.name, summary=summary, images=_images(images, summary))]
+    else:
+        evaluations = [
+            evaluation for fold in fold_folders for evaluation in _validation(space, fold.folder, checkpoint)
+        ]
+    page = write_report(fold_folders[0].folder, output or source / "report.html", evaluations=evaluations)
+    print(f"Report: {page}")
+
+
+def _validation(space: Workspace, folder: Path, checkpoint: str) -> list["Evaluation"]:
+    """Return the validation of a fold: the chosen checkpoint first, then the other."""
+    from medplan.data.dataset import open_dataset
+    from medplan.evaluate.report import Evaluation
+    from medplan.evaluate.summary import read_summary
+
+    found = []
+    others = [name for name in ("best", "last") if name != checkpoint]
+    for name in (checkpoint, *others):
+        for path in sorted((folder / "validation" / name).rglob("summary.json")):
+            dataset = path.parent.name if path.parent.name != name else folder.parents[2].name
+            try:
+                cases = open_dataset(space.raw_folder(dataset)).cases
+            except MedplanError:
+                cases = ()
+            found.append(
+                Evaluation(
+                    name=f"{folder.name}, {name} checkpoint",
+                    summary=read_summary(path),
+                    images={case.id: case.images for case in cases},
+                    group=f"{dataset}, {name} checkpoint",
+                )
+            )
+    return found
+
+
+def _images(folder: Path | None, summary: "Summary") -> dict[str, tuple[Path, ...]]:
+    from medplan.data.inputs import find_inputs
+
+    if folder is None:
+        return {}
+    names = {case.id for case in summary.cases}
+    channels = len({path.name.rsplit("_", 1)[-1] for path in folder.glob(f"{min(names)}_*")}) or 1
+    return {case.id: case.images for case in find_inputs(folder, channels) if case.id in names}
+
+
+def _labels(predictions: Path, dataset: str | None, workspace: Path | None) -> "LabelSpace":
+    """Return what the label values mean: as the dataset says, else as the predictions' own note."""
+    from medplan.data.description import read_description
+
+    if dataset is not None:
+        return read_description(Workspace.open(workspace).raw_folder(dataset)).labels
+    folder = predictions if predictions.is_dir() else predictions.parent
+    if not (folder / "dataset.json").is_file():
+        raise UsageError(f"{folder} does not say what its label values mean; name the dataset with -d.")
+    return read_description(folder).labels

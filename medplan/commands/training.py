@@ -1,0 +1,145 @@
+"""The verb train."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medplan.errors import PlanError, UsageError
+from medplan.workspace import Workspace
+
+if TYPE_CHECKING:
+    from medplan.data.cases import CaseStore
+    from medplan.method import Method
+    from medplan.plan.overrides import Overrides
+    from medplan.plan.schema import Fold, Plan
+    from medplan.runtime import Runtime
+
+__all__ = ["read_fold", "train"]
+
+
+def train(
+    *,
+    dataset: str,
+    method: str | None,
+    fold: str,
+    run: str,
+    overrides: "Overrides",
+    restart: bool,
+    start_from: Path | None,
+    compile_network: bool,
+    track: Sequence[str],
+    workers: int | None,
+    device: str,
+    workspace: Path | None,
+) -> None:
+    """Train a method, or go on where the run stopped, and evaluate it on the validation cases."""
+    from medplan.runtime import Runtime
+    from medplan.train.final import evaluate_run
+    from medplan.train.loop import train as run_loop
+    from medplan.train.validate import make_validator
+
+    space = Workspace.open(workspace)
+    runtime = Runtime.choose(device)
+    plan = _with_numbers(_find_plan(space, dataset, method), overrides)
+    chosen = read_fold(fold)
+    store = _open_store(space, plan, chosen, runtime=runtime, workers=workers)
+    folder = space.run_folder(plan.name, plan.method, run) / f"fold_{chosen}"
+    resume = not restart and (folder / "last.pt").is_file()
+    trained = _build(plan, start_from, resume=resume)
+    if runtime.is_main:
+        print(f"{'Resuming' if resume else 'Training'} {plan.method} on {plan.name}: {folder}", flush=True)
+    run_loop(
+        trained,
+        plan,
+        store,
+        folder,
+        fold=chosen,
+        runtime=runtime,
+        validate=make_validator(plan, store, runtime=runtime),
+        workers=workers,
+        resume=resume,
+        compile=compile_network,
+        track=track,
+    )
+    if runtime.is_main:
+        for summary in evaluate_run(folder, plan, chosen, raw_folder=space.raw_folder, runtime=runtime):
+            print(f"Validation: {summary}")
+        print(f"Model: {folder.parent}")
+    runtime.close()
+
+
+def _find_plan(space: Workspace, dataset: str, method: str | None) -> "Plan":
+    """Return the plan of the dataset for the method, making it first if there is none."""
+    from medplan.commands.planning import load_plan, plan
+
+    known = method is not None and space.plan_path(space.plan_name(dataset), method).is_file()
+    if method is not None and not known:
+        from medplan.plan.overrides import Overrides
+
+        print(f"There is no plan for {method} yet; making one.")
+        plan(datasets=[dataset], method=method, overrides=Overrides(), workspace=space.root)
+    return load_plan(space, dataset, method)
+
+
+def _with_numbers(plan: "Plan", overrides: "Overrides") -> "Plan":
+    """Return the plan with the numbers that the command line gives for this run."""
+    from medplan import registry
+    from medplan.plan.overrides import apply_settings
+
+    numbers = {
+        "training.iterations": overrides.iterations,
+        "training.batch_size": overrides.batch_size,
+        "training.lr": overrides.lr,
+        "training.seed": overrides.seed,
+        "patch_size": (1,) * (3 - len(overrides.patch_size)) + overrides.patch_size
+        if overrides.patch_size
+        else None,
+    }
+    settings = {key: value for key, value in numbers.items() if value is not None}
+    return apply_settings(plan, {**settings, **overrides.settings}, registry.find(plan.method).Config)
+
+
+def read_fold(text: str) -> "Fold":
+    """Return a fold's number, or 'all', as it was written on the command line."""
+    if text == "all":
+        return "all"
+    if not text.isdigit():
+        raise UsageError(f"--fold should be a number or 'all', found '{text}'.")
+    return int(text)
+
+
+def _open_store(
+    space: Workspace, plan: "Plan", fold: "Fold", *, runtime: "Runtime", workers: int | None
+) -> "CaseStore":
+    """Open the preprocessed cases, preparing them first if some are missing."""
+    from medplan.commands.planning import prepare_cases
+    from medplan.data.cases import CaseStore
+
+    folders = {
+        dataset.name: space.preprocessed_folder(dataset.name, dataset.preprocessed_name(plan.grid))
+        for dataset in plan.datasets
+    }
+    plan.roles(fold)  # a fold that is not there is an error of its own
+    if runtime.is_main:
+        try:
+            CaseStore(folders, plan, fold)
+        except PlanError:
+            print("Some cases are not preprocessed yet; doing that first.")
+            prepare_cases(space, plan, workers=workers)
+    runtime.any(0)  # the other ranks wait here until the cases are there
+    return CaseStore(folders, plan, fold)
+
+
+def _build(plan: "Plan", start_from: Path | None, *, resume: bool) -> "Method":
+    """Return the method, with the weights it starts from."""
+    from medplan import checkpoint, registry, weights
+    from medplan.predict.folder import find_folds
+
+    method = registry.find(plan.method)(plan)
+    if resume:
+        return method
+    if start_from is not None:
+        checkpoint.load_weights(method, find_folds(start_from)[0].checkpoint)
+    elif plan.encoder_weights not in (None, "none"):
+        method.load_encoder(checkpoint.load(weights.locate(str(plan.encoder_weights))))
+    return method
