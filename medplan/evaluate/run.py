@@ -14,7 +14,7 @@ from medplan.evaluate.metrics import score_case
 from medplan.evaluate.summary import CaseScores, Summary, class_keys, write_summary
 from medplan.progress import track
 
-__all__ = ["evaluate", "pair_up"]
+__all__ = ["evaluate", "evaluate_pairs", "pair_up"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,34 @@ def evaluate(
     Raises: DataError for missing predictions, grids that differ, unreadable files, undeclared label values.
     """
     pairs, missing = pair_up(predictions, references, allow_missing=allow_missing)
+    return evaluate_pairs(
+        pairs,
+        labels,
+        output=output or (predictions if predictions.is_dir() else predictions.parent),
+        workers=workers,
+        surface=surface,
+        tolerance_mm=tolerance_mm,
+        missing=missing,
+    )
+
+
+def evaluate_pairs(
+    pairs: Sequence[tuple[str, Path, Path]],
+    labels: LabelSpace,
+    *,
+    output: Path,
+    workers: int = 1,
+    surface: bool = True,
+    tolerance_mm: float = 2.0,
+    missing: tuple[str, ...] = (),
+) -> Summary:
+    """Score (id, prediction, reference) triples and write ``summary.json`` and ``metrics.csv`` into `output`.
+
+    Args:
+        missing: ids of references without a prediction, for the record.
+
+    Raises: as `evaluate`.
+    """
 
     def score(pair: tuple[str, Path, Path]) -> tuple[CaseScores, bool]:
         case, predicted, truth = pair
@@ -67,14 +95,14 @@ def evaluate(
     without_spacing = sum(is_picture for _, is_picture in results)
     if 0 < without_spacing < len(results):
         raise DataError(
-            f"{references}: {without_spacing} of {len(results)} references are pictures without a spacing "
-            "and the others have one in mm; evaluate them separately."
+            f"{pairs[0][2].parent}: {without_spacing} of {len(results)} references are pictures without a "
+            "spacing and the others have one in mm; evaluate them separately."
         )
     summary = Summary(
         class_names=labels.names, class_keys=class_keys(labels), cases=tuple(case for case, _ in results),
         unit="px" if without_spacing else "mm", tolerance=tolerance_mm, surface=surface, missing=missing,
     )  # fmt: skip
-    write_summary(summary, output or (predictions if predictions.is_dir() else predictions.parent))
+    write_summary(summary, output)
     return summary
 
 
