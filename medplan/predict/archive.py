@@ -220,7 +220,7 @@ def _contents(run: Path, folds: Sequence[FoldFolder], scratch: Path) -> tuple[Pl
     plans: list[Plan] = []
     contents: dict[str, Path] = {}
     record = run / postprocess.FILE_NAME
-    if record.is_file():
+    if record.is_file() and run != folds[0].folder:
         contents[postprocess.FILE_NAME] = record
     for fold in folds:
         prefix = f"fold_{fold.fold}"
@@ -229,6 +229,9 @@ def _contents(run: Path, folds: Sequence[FoldFolder], scratch: Path) -> tuple[Pl
         lean = {key: value for key, value in state.items() if key != "training"}
         contents[f"{prefix}/{fold.checkpoint.name}"] = checkpoints.save(scratch / f"{prefix}.pt", lean)
         contents[f"{prefix}/plan.json"] = write_json(plans[-1], scratch / f"{prefix}.json")
+        record = fold.folder / postprocess.FILE_NAME
+        if record.is_file():
+            contents[f"{prefix}/{record.name}"] = record
         for path in sorted((fold.folder / SUPPORT).glob("*.npz")):
             contents[f"{prefix}/{SUPPORT}/{path.name}"] = path
     return plans[0], contents

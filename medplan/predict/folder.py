@@ -45,7 +45,8 @@ def find_folds(
     """List the trained folds of a run folder, or the one fold whose folder was given.
 
     Args:
-        folds: their numbers; None takes all that have a checkpoint.
+        folds: their numbers, or 'all' for the one trained on every case; None takes every number that has a
+            checkpoint, else 'all'.
         checkpoint: ``best`` takes the last one, and says so, where no validation has picked a best one.
 
     Raises: CheckpointError naming what is missing and what there is.
@@ -56,8 +57,9 @@ def find_folds(
     if not there and _checkpoints(run):
         number = _number_of(run)
         there = {0 if number is None else number: run}
-    trained = {number: path for number, path in sorted(there.items(), key=str) if _checkpoints(path)}
-    wanted = tuple(trained) if folds is None else tuple(folds)
+    trained = {number: there[number] for number in sorted(there, key=_order) if _checkpoints(there[number])}
+    numbered: tuple[Fold, ...] = tuple(number for number in trained if number != "all")
+    wanted = (numbered or tuple(trained)) if folds is None else tuple(folds)
     missing = [number for number in wanted if number not in trained]
     if not wanted or missing:
         what = f"fold {missing[0]}" if missing else "any fold"
@@ -113,6 +115,10 @@ def _read_case(path: Path) -> Case:
         )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: not a support case ({error}). Copy the run folder again.") from None
+
+
+def _order(number: Fold) -> tuple[bool, int]:
+    return (True, 0) if number == "all" else (False, number)
 
 
 def _number_of(path: Path) -> Fold | None:

@@ -175,7 +175,8 @@ class Model:
             members.append(_Member(method=method, support=examples))
             _hash_state(digest, state["weights"], examples)
         _check_alike(plans, run)
-        record = postprocess.read(run if (run / postprocess.FILE_NAME).is_file() else run.parent)
+        of_run = (run / postprocess.FILE_NAME).is_file()
+        record = postprocess.read_common([run] if of_run else [fold.folder for fold in found])
         digest.update(repr((plans[0], record)).encode())
         return cls(
             members,

@@ -3,7 +3,7 @@
 Label maps here hold raw values, as label files do.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from scipy.ndimage import find_objects
 from medplan.data.labels import LabelSpace
 from medplan.records import read_json, write_json
 
-__all__ = ["FILE_NAME", "Postprocessing", "apply", "decide", "read", "write"]
+__all__ = ["FILE_NAME", "Postprocessing", "apply", "decide", "read", "read_common", "write"]
 
 FILE_NAME = "postprocessing.json"
 TOUCHING_CORNERS = 26
@@ -48,13 +48,27 @@ class Postprocessing:
 
 
 def read(folder: Path) -> Postprocessing:
-    """Read the record of a run folder; one that does nothing if there is none."""
+    """Read the record of a run or fold folder; one that does nothing if there is none."""
     path = folder / FILE_NAME
     return read_json(Postprocessing, path) if path.is_file() else Postprocessing()
 
 
+def read_common(folders: Sequence[Path]) -> Postprocessing:
+    """Return what the records of all these folds agree on, for the average of their predictions."""
+    records = [read(folder) for folder in folders]
+    if len(records) == 1:
+        return records[0]
+    return Postprocessing(
+        largest_foreground=all(record.largest_foreground for record in records),
+        largest_of=tuple(
+            name for name in records[0].largest_of if all(name in record.largest_of for record in records)
+        ),
+        num_cases=sum(record.num_cases for record in records),
+    )
+
+
 def write(record: Postprocessing, folder: Path) -> Path:
-    """Write the record into a run folder."""
+    """Write the record into a run or fold folder."""
     return write_json(record, folder / FILE_NAME)
 
 

@@ -235,3 +235,23 @@ def test_missing_folds_and_checkpoints_are_named(run: Path) -> None:
         find_folds(run / "nowhere")
     (run / "fold_2" / "best.pt").unlink()
     assert find_folds(run)[1].checkpoint.name == "last.pt"
+
+
+def test_the_fold_of_all_cases_is_taken_only_where_there_is_no_other(run: Path, tmp_path: Path) -> None:
+    (run / "fold_2").rename(run / "fold_10")
+    (run / "fold_all").mkdir()
+    (run / "fold_all" / "best.pt").write_bytes((run / "fold_0" / "best.pt").read_bytes())
+    assert [fold.fold for fold in find_folds(run)] == [0, 10]
+    assert [fold.fold for fold in find_folds(run, folds=["all", 0])] == ["all", 0]
+    (run / "fold_0" / "best.pt").unlink()
+    (run / "fold_0" / "last.pt").unlink()
+    (run / "fold_10" / "best.pt").unlink()
+    (run / "fold_10" / "last.pt").unlink()
+    assert [fold.fold for fold in find_folds(run)] == ["all"]
+
+
+def test_the_post_processing_of_a_fold_travels_with_it(run: Path, other: Workspace, tmp_path: Path) -> None:
+    record = Postprocessing(largest_foreground=True, num_cases=4)
+    postprocess.write(record, run / "fold_2")
+    installed = install(export(run / "fold_2", tmp_path / "model.zip"), other)
+    assert postprocess.read(installed / "fold_2") == record

@@ -82,3 +82,16 @@ def test_the_record_survives_its_file(tmp_path: Path) -> None:
     postprocess.write(record, tmp_path)
     assert postprocess.read(tmp_path) == record
     assert postprocess.read(tmp_path / "nothing").does_nothing
+
+
+def test_folds_do_together_what_each_of_them_does(tmp_path: Path) -> None:
+    records = [
+        Postprocessing(largest_foreground=True, largest_of=("liver", "spleen"), num_cases=2),
+        Postprocessing(largest_foreground=True, largest_of=("spleen",), num_cases=3),
+    ]
+    for number, record in enumerate(records):
+        postprocess.write(record, tmp_path / str(number))
+    common = postprocess.read_common([tmp_path / "0", tmp_path / "1"])
+    assert common == Postprocessing(largest_foreground=True, largest_of=("spleen",), num_cases=5)
+    assert postprocess.read_common([tmp_path / "0"]) == records[0]
+    assert postprocess.read_common([tmp_path / "0", tmp_path / "none"]).does_nothing
