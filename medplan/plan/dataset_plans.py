@@ -5,7 +5,7 @@ from math import sqrt
 from typing import TYPE_CHECKING
 
 from medplan.errors import MethodError, PlanError
-from medplan.plan import facts as read
+from medplan.plan import summary as read
 from medplan.plan.folds import assign_roles
 from medplan.plan.grids import choose_normalisation
 from medplan.plan.overrides import Overrides

@@ -131,15 +131,18 @@ def fit(
         return tried[key]
 
     def largest(batch: int) -> int | None:
-        low, high = 0, len(plans) - 1
-        if take(low, batch).total <= target_bytes:
-            return low
-        if take(high, batch).total > target_bytes:
-            return None
+        """Search between what fits and what does not, guessing that memory grows with the voxels."""
+        low, high = -1, len(plans)
+        number = 0
         while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if take(middle, batch).total <= target_bytes else (middle, high)
-        return high
+            taken = take(number, batch)
+            low, high = (low, number) if taken.total <= target_bytes else (number, high)
+            room = math.prod(plans[number].patch_size) * target_bytes / taken.total
+            guess = next(
+                (n for n, plan in enumerate(plans) if math.prod(plan.patch_size) <= room), len(plans)
+            )
+            number = min(max(guess, low + 1), high - 1)
+        return high if high < len(plans) else None
 
     wanted = [batch_size] if batch_size is not None else sorted({SMALLEST_BATCH[dims], 2}, reverse=True)
     found = 0 if fixed_patch else next((n for n in map(largest, wanted) if n is not None), None)

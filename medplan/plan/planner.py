@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 from medplan.errors import MethodError, PlanError, did_you_mean
-from medplan.plan import facts as read
+from medplan.plan import summary as read
 from medplan.plan.dataset_plans import fold_roles, plan_datasets
 from medplan.plan.grids import choose_crop, choose_dims, choose_spacing
 from medplan.plan.overrides import Overrides, apply_settings
@@ -52,7 +52,7 @@ def situation(fingerprints: Sequence["Fingerprint"], overrides: Overrides | None
         if overrides.labelled is None and not overrides.labelled_cases:
             counts["labelled"] += len(folds[0].get("validation", ()))
         counts["unlabelled"] += len(folds[0].get("unlabelled", ()))
-    grid = Grid(spacing_mm=None)
+    grid = Grid(spacing_mm=None, crop="none")
     return Situation(
         num_datasets=len(facts),
         num_labelled=counts["labelled"],
@@ -156,7 +156,7 @@ def _dims(
     if proposal.dims is not None:
         reasons.setdefault("dims", "proposed by the method")
         return proposal.dims
-    shape = read.median_shape(read.grid_shapes(facts, Grid(spacing_mm=None)))
+    shape = read.median_shape(read.grid_shapes(facts, Grid(spacing_mm=None, crop="none")))
     found, reasons["dims"] = choose_dims(needs.dims, is_picture=read.is_picture(facts), median_shape=shape)
     if found is None:
         raise MethodError(f"{method}: works on volumes, and the cases of '{facts[0].name}' are pictures.")
@@ -197,7 +197,7 @@ def _grid(
         reasons["grid.spacing_mm"] = "the method keeps each case's own grid"
         return Grid(spacing_mm=None, orientation=orientation, crop=crop)
     chosen, reasons["grid.spacing_mm"] = choose_spacing(
-        read.median_spacing_mm(facts), read.median_extent_mm(facts), read.class_diameters_mm(facts)
+        read.median_spacing_mm(facts), read.median_extent_mm(facts, crop), read.class_diameters_mm(facts)
     )
     return Grid(spacing_mm=chosen, orientation=orientation, crop=crop)
 
@@ -214,7 +214,7 @@ def _squeezed(
         return _voxels(chosen[0]), chosen[1]
     if proposal.patch_size is not None:
         return proposal.patch_size, proposal.reasons.get("patch_size", "proposed by the method")
-    median = read.median_shape(read.grid_shapes(facts, Grid(spacing_mm=None)))
+    median = read.median_shape(read.grid_shapes(facts, Grid(spacing_mm=None, crop="none")))
     multiple = max(needs.patch_multiple, 1)
     largest = (1 if dims == 2 else SQUEEZED_SIDE, SQUEEZED_SIDE, SQUEEZED_SIDE)
     shape = round_up(

@@ -1,12 +1,14 @@
 """Fingerprints of imaginary datasets."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from medplan.data.labels import LabelSpace
+from medplan.plan.facts import CaseFacts, ClassFacts
+from medplan.plan.fingerprint import Fingerprint
+from medplan.plan.schema import Modality
+from medplan.plan.statistics import Intensity
 
 
 def make_fingerprint(
@@ -16,43 +18,58 @@ def make_fingerprint(
     num_unlabelled: int = 0,
     shape: tuple[int, int, int] = (160, 200, 180),
     spacing_mm: tuple[float, float, float] | None = (1.0, 1.0, 1.0),
-    modality: str = "MR",
+    orientation: str = "RAS",
+    modality: Modality = "MR",
     class_voxels: dict[str, int] | None = None,
+    absent_classes: tuple[str, ...] = (),
     margin: int = 0,
     domains: tuple[str, ...] = (),
     patients: tuple[str, ...] = (),
     channels: tuple[str, ...] = ("image",),
-) -> Any:
-    """Return what the planner reads of a fingerprint; domains and patients go round the cases."""
+) -> Fingerprint:
+    """Return the fingerprint of equal cases; domains and patients go round them."""
     class_voxels = class_voxels or {"organ": 100_000, "tumour": 20_000}
-    cases = []
-    for number in range(num_labelled + num_unlabelled):
-        is_labelled = number < num_labelled
-        cases.append(
-            SimpleNamespace(
-                id=f"case{number:03d}",
-                shape=shape,
-                spacing_mm=spacing_mm,
-                is_labelled=is_labelled,
-                nonzero_box=((margin,) * 3, tuple(side - margin for side in shape)),
-                body_box=((0, 0, 0), shape),
-                classes={key: SimpleNamespace(voxels=n) for key, n in class_voxels.items()} if is_labelled else {},
-                domain=domains[number % len(domains)] if domains else None,
-                patient=patients[number % len(patients)] if patients else None,
-            )
+    intensity = Intensity(mean=100.0, std=20.0, median=90.0, min=-900.0, max=900.0, p00_5=-50.0, p99_5=250.0)
+    present = {
+        key: ClassFacts(voxels=n, size_voxels=(9, 9, 9), size_mm=None) for key, n in class_voxels.items()
+    }
+    upper = (shape[0] - margin, shape[1] - margin, shape[2] - margin)
+    cases = tuple(
+        CaseFacts(
+            id=f"case{number:03d}",
+            shape=shape,
+            spacing_mm=spacing_mm,
+            orientation=orientation,
+            nonzero=(intensity,) * len(channels),
+            foreground=(intensity,) * len(channels) if number < num_labelled else None,
+            nonzero_box=((margin,) * 3, upper),
+            body_box=((margin,) * 3, upper),
+            classes=present if number < num_labelled else {},
+            is_labelled=number < num_labelled,
+            domain=domains[number % len(domains)] if domains else None,
+            patient=patients[number % len(patients)] if patients else None,
         )
-    intensity = SimpleNamespace(mean=100.0, std=20.0, p00_5=-50.0, p99_5=250.0)
-    return SimpleNamespace(
+        for number in range(num_labelled + num_unlabelled)
+    )
+    names = (*class_voxels, *absent_classes)
+    return Fingerprint(
         name=name,
         channels=channels,
         modalities=(modality,) * len(channels),
-        labels=LabelSpace(names=tuple(class_voxels), values=tuple((i + 1,) for i in range(len(class_voxels)))),
+        modalities_from=("channel name",) * len(channels),  # type: ignore[arg-type]
+        labels=LabelSpace(names=names, values=tuple((number + 1,) for number in range(len(names)))),
         file_ending=".nii.gz",
-        cases=tuple(cases),
-        intensities=(intensity,) * len(channels) if num_labelled else (),
+        is_picture=spacing_mm is None,
+        intensity_region="foreground" if num_labelled else "nonzero",
+        intensities=(intensity,) * len(channels),
+        median_spacing_mm=spacing_mm,
+        median_shape=shape,
+        domains=tuple(sorted(set(domains))),
+        notes=(),
+        cases=cases,
     )
 
 
 @pytest.fixture
-def fingerprint() -> Callable[..., Any]:
+def fingerprint() -> Callable[..., Fingerprint]:
     return make_fingerprint
