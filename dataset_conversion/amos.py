@@ -18,7 +18,7 @@ CARD = Card(
     home="amos22.grand-challenge.org",
     licence="CC BY 4.0",
     layout=("amos22/ with imagesTr/, labelsTr/, imagesVa/, labelsVa/ and imagesTs/, files amos_XXXX.nii.gz",),
-    channels=("CT or MR",),
+    channels=("MR or CT",),
     labels={
         "spleen": 1,
         "right kidney": 2,
