@@ -1,8 +1,9 @@
 """Scans and label maps in and out of files. The only place that knows SimpleITK's x, y, z order.
 
-Volumes are read by SimpleITK. Where it refuses a NIfTI file (a sheared affine, a number type it lacks)
-nibabel reads it. Pictures are read by Pillow (see `medplan.data.pictures`), DICOM series by SimpleITK's GDCM
-reader. Both readers are imported when a file is opened, so that importing this module costs nothing.
+SimpleITK reads volumes and the grids of NIfTI files, whose voxels are read by `medplan.data.nifti`; nibabel
+helps where SimpleITK refuses a sheared affine. Pictures are read by Pillow (see `medplan.data.pictures`),
+DICOM series by SimpleITK's GDCM reader. All are imported when a file is opened, so that importing this module
+costs nothing.
 """
 
 import logging
@@ -94,18 +95,20 @@ def read_geometry(path: Path) -> Geometry:
         return read_stored(path)[1]
     if _is_picture(path):
         return Geometry(shape=(1, *pictures.size(path)), spacing_mm=None)
+    _expect_file(path)
     import SimpleITK as sitk
 
-    _expect_file(path)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        if ending_of(path) in nifti.ENDINGS:
-            return read_stored(path)[1]
-        raise _unreadable(path, error) from None
+        if ending_of(path) not in nifti.ENDINGS:
+            raise _unreadable(path, error) from None
+        spacing, origin, direction, size = nifti.nearest_grid(path)
+        logger.warning("%s: its axes are not perpendicular; the nearest grid whose axes are is used", path)
+        return _geometry(path, size, spacing, origin, direction)
     return _geometry(path, reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
 
 
@@ -202,22 +205,8 @@ def read_stored(path: Path, *, label: bool = False) -> tuple[Array, Geometry]:
         return array, Geometry(shape=(1, *array.shape[2:]), spacing_mm=None)
     if ending_of(path) not in nifti.ENDINGS:
         return _read_itk(path, None)
-    nifti.refuse_truncated(path)
-    try:
-        return _read_itk(path, None)
-    except DataError as refused:
-        try:
-            array, spacing, origin, direction = nifti.read_with_nibabel(path)
-        except (
-            Exception
-        ) as error:  # nibabel raises whatever its parsers raise; the reader's reason is told instead
-            logger.debug("%s: nibabel failed too: %s", path, error)
-            raise refused from None
-        logger.warning(
-            "%s: its axes are not perpendicular or its header is unusual; the nearest grid is used", path
-        )
-        size = array.shape[:0:-1]
-        return array, _geometry(path, size, spacing, origin, direction)
+    array = nifti.read_voxels(path)
+    return array, read_geometry(path)
 
 
 def write_label(path: Path, array: npt.NDArray[np.integer], geometry: Geometry) -> Path:

@@ -1,8 +1,14 @@
-"""What SimpleITK does not do for NIfTI files: notice truncation, and read affines that are sheared."""
+"""NIfTI voxels, read with zlib and NumPy; the grid is SimpleITK's business (see `medplan.data.images`).
 
-import gzip
+SimpleITK's reader fills the missing part of a truncated file with arbitrary values and turns NaN into 0, both
+without a word. Here the former is an error and the latter is kept, so that it can be found; it also takes
+half the memory.
+"""
+
 import struct
 import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,103 +17,172 @@ import numpy.typing as npt
 
 from medplan.errors import DataError
 
-__all__ = ["ENDINGS", "read_with_nibabel", "refuse_truncated"]
+__all__ = ["ENDINGS", "nearest_grid", "read_voxels"]
 
 ENDINGS = (".nii", ".nii.gz")
+PIECE = 1 << 20
+TYPES = {
+    2: "u1",
+    4: "i2",
+    8: "i4",
+    16: "f4",
+    64: "f8",
+    256: "i1",
+    512: "u2",
+    768: "u4",
+    1024: "i8",
+    1280: "u8",
+}
 
 
-def refuse_truncated(path: Path) -> None:
-    """Raise DataError if a NIfTI file is shorter than its header promises.
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What is needed to read the voxels: lengths (x, y, z, ...), number type, first byte, and scaling."""
 
-    SimpleITK fills the missing part with arbitrary values and says nothing. A gzip file ends with the length
-    of its content, so that one look at the header and one at the end suffice; only where these disagree
-    (truncated, or written in several pieces) is the file read through.
+    lengths: tuple[int, ...]
+    kind: str
+    offset: int
+    slope: float
+    intercept: float
+
+    @property
+    def is_scaled(self) -> bool:
+        usable = np.isfinite(self.slope) and np.isfinite(self.intercept) and self.slope != 0
+        return bool(usable and (self.slope, self.intercept) != (1.0, 0.0))
+
+
+def read_voxels(path: Path) -> npt.NDArray[Any]:
+    """Read (C, Z, Y, X) in the stored number type, or float32 where the header scales the numbers.
+
+    Raises: DataError if the file is truncated, damaged (the checksum is verified), no NIfTI file, of a number
+        type that is no number (complex, colours), or of more dimensions than channels, z, y and x.
     """
-    is_compressed = path.name.lower().endswith(".gz")
+    pieces = _pieces(path)
+    start = bytearray()
     try:
-        if is_compressed:
-            with gzip.open(path) as stream:
-                expected = _promised_bytes(stream.read(540))
-        else:
-            with path.open("rb") as plain:
-                expected = _promised_bytes(plain.read(540))
-        found = _gzip_length(path, expected) if is_compressed else path.stat().st_size
-    except (EOFError, zlib.error, gzip.BadGzipFile, OSError) as error:
+        while len(start) < 544 and (piece := next(pieces, None)) is not None:
+            start += piece
+        header = _parsed(bytes(start), path)
+        shape = _shape(header, path)
+        array = np.empty(shape, dtype=header.kind)
+        # Voxels go straight from the decompressor into the array: one copy of the volume in all.
+        target = array.reshape(-1).view(np.uint8)
+        filled = _fill(target, 0, bytes(start[header.offset :]))
+        skip = max(0, header.offset - len(start))
+        for piece in pieces:
+            filled = _fill(target, filled, piece[skip:])
+            skip = max(0, skip - len(piece))
+    except (zlib.error, OSError) as error:
+        raise DataError(f"{path}: the file is damaged ({error}); copy or download it again.") from None
+    if filled < len(target):
         raise DataError(
-            f"{path}: the file is truncated or damaged ({error}); copy or download it again."
-        ) from None
-    if expected is None:
-        raise DataError(f"{path}: this is not a NIfTI file, or its header is damaged.")
-    if found < expected:
-        raise DataError(
-            f"{path}: the file is truncated: its header promises {expected} bytes, found {found}; copy or "
-            "download "
-            "it again."
+            f"{path}: the file is truncated: its header promises {len(target)} bytes of voxels, found "
+            f"{filled}; copy "
+            "or download it again."
         )
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return _scaled(array, header) if header.is_scaled else array
 
 
-def read_with_nibabel(
+def nearest_grid(
     path: Path,
-) -> tuple[npt.NDArray[Any], tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-    """Read what SimpleITK refuses; axes that are not perpendicular are replaced by the nearest that are.
+) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...], tuple[int, ...]]:
+    """Return the grid of a file whose axes are not perpendicular: the nearest one whose axes are.
 
-    Returns: array (C, Z, Y, X), spacing (x, y, z) mm, origin (x, y, z) mm LPS, direction (9, row-major, LPS).
+    Returns: spacing (x, y, z) mm, origin (x, y, z) mm LPS, direction (9, row-major, LPS), size (x, y, z).
     """
     import nibabel
 
     image: Any = nibabel.load(path)
-    slope, offset = image.dataobj.slope, image.dataobj.inter
-    scaled = (slope, offset) != (1.0, 0.0)
-    array = np.asanyarray(image.dataobj if scaled else image.dataobj.get_unscaled())
-    array = array.astype(np.float32 if array.dtype.kind == "f" else array.dtype.newbyteorder("="), copy=False)
-    while array.ndim > 3 and array.shape[-1] == 1:
-        array = array[..., 0]
-    if array.ndim == 5 and array.shape[3] == 1:
-        array = array[:, :, :, 0, :]
-    array = array.reshape(array.shape + (1,) * (4 - array.ndim))
-    lps = np.diag([-1.0, -1.0, 1.0]) @ image.affine[:3, :3]
-    spacing = np.linalg.norm(lps, axis=0)
-    left, _, right = np.linalg.svd(lps / spacing)
-    origin = np.diag([-1.0, -1.0, 1.0]) @ image.affine[:3, 3]
-    return (
-        np.ascontiguousarray(array.transpose(3, 2, 1, 0)),
-        tuple(spacing.tolist()),
-        tuple(origin.tolist()),
-        tuple((left @ right).ravel().tolist()),
-    )
+    to_lps = np.diag([-1.0, -1.0, 1.0])
+    axes = to_lps @ image.affine[:3, :3]
+    spacing = np.linalg.norm(axes, axis=0)
+    if not (np.isfinite(image.affine).all() and (spacing > 0).all()):
+        raise DataError(f"{path}: its affine is not usable: {np.round(image.affine, 3).tolist()}.")
+    left, _, right = np.linalg.svd(axes / spacing)
+    size = (*image.shape[:3], 1, 1)[:3]
+    origin = to_lps @ image.affine[:3, 3]
+    return tuple(spacing.tolist()), tuple(origin.tolist()), tuple((left @ right).ravel().tolist()), size
 
 
-def _promised_bytes(header: bytes) -> int | None:
-    """Return offset plus size of the voxels of NIfTI-1 or -2, either byte order; None if it is neither."""
-    if len(header) < 348:
-        return None
-    for order in "<>":
-        (size,) = struct.unpack_from(f"{order}i", header, 0)
-        if size == 348:
-            dims = struct.unpack_from(f"{order}8h", header, 40)
-            (bits,) = struct.unpack_from(f"{order}h", header, 72)
-            (offset,) = struct.unpack_from(f"{order}f", header, 108)
-        elif size == 540 and len(header) >= 540:
-            dims = struct.unpack_from(f"{order}8q", header, 16)
-            (bits,) = struct.unpack_from(f"{order}h", header, 14)
-            (offset,) = struct.unpack_from(f"{order}q", header, 168)
-        else:
-            continue
-        voxels = 1
-        for length in dims[1 : 1 + dims[0]]:
-            voxels *= max(int(length), 1)
-        return int(offset) + voxels * int(bits) // 8
-    return None
-
-
-def _gzip_length(path: Path, expected: int | None) -> int:
+def _pieces(path: Path) -> Iterator[bytes]:
+    """Yield the content of a plain or gzip file; zlib verifies the checksum of each gzip member."""
     with path.open("rb") as stream:
-        stream.seek(-4, 2)
-        (length,) = struct.unpack("<I", stream.read(4))
-    if expected is not None and length == expected % 2**32:
-        return expected
-    total = 0
-    with gzip.open(path) as content:
-        while piece := content.read(1 << 20):
-            total += len(piece)
-    return total
+        is_compressed = stream.read(2) == b"\x1f\x8b"
+        stream.seek(0)
+        if not is_compressed:
+            while piece := stream.read(PIECE):
+                yield piece
+            return
+        member = zlib.decompressobj(wbits=31)
+        while stored := stream.read(PIECE):
+            while stored:
+                # A label map can be a thousand times larger than its file: never more than a piece at once.
+                yield member.decompress(stored, PIECE)
+                stored = member.unconsumed_tail
+                if member.eof:
+                    # Padding behind the last member is allowed; anything else has to be a further member.
+                    stored = member.unused_data if member.unused_data.strip(b"\x00") else b""
+                    member = zlib.decompressobj(wbits=31) if stored else member
+            if member.eof:
+                return
+        yield member.flush()
+        if not member.eof:
+            raise zlib.error("its end is missing")
+
+
+def _fill(target: npt.NDArray[np.uint8], filled: int, piece: bytes) -> int:
+    part = np.frombuffer(piece, dtype=np.uint8)[: len(target) - filled]
+    target[filled : filled + len(part)] = part
+    return filled + len(part)
+
+
+def _shape(header: Header, path: Path) -> tuple[int, int, int, int]:
+    x, y, z = (*header.lengths, 1, 1, 1)[:3]
+    further = [length for length in header.lengths[3:] if length > 1]
+    if len(further) > 1:
+        raise DataError(
+            f"{path}: it has {len(header.lengths)} dimensions, {header.lengths}; expected a volume, or 4-D "
+            "with the "
+            "channels last."
+        )
+    return (further[0] if further else 1), z, y, x
+
+
+def _scaled(array: npt.NDArray[Any], header: Header) -> npt.NDArray[np.float32]:
+    result = np.empty(array.shape, dtype=np.float32)
+    for scaled, volume in zip(result, array, strict=True):
+        for number, plane in enumerate(volume):
+            scaled[number] = plane.astype(np.float64) * header.slope + header.intercept
+    return result
+
+
+def _parsed(data: bytes, path: Path) -> Header:
+    """Read a header of NIfTI-1 or NIfTI-2 in either byte order."""
+    order = next(
+        (order for order in "<>" if data[:4] in (struct.pack(f"{order}i", n) for n in (348, 540))), None
+    )
+    second = order is not None and data[:4] == struct.pack(f"{order}i", 540)
+    if order is None or len(data) < (540 if second else 348):
+        raise DataError(f"{path}: this is not a NIfTI file, or it is truncated in its header.")
+
+    def at(form: str, first: int, other: int) -> tuple[Any, ...]:
+        return struct.unpack_from(order + form, data, other if second else first)
+
+    dims = at("8q" if second else "8h", 40, 16)
+    (code,) = at("h", 70, 12)
+    (offset,) = at("q" if second else "f", 108, 168)
+    slope, intercept = at("2d" if second else "2f", 112, 176)
+    if not 1 <= dims[0] <= 7 or min(dims[1 : 1 + dims[0]]) < 1:
+        raise DataError(f"{path}: its header is damaged: the dimensions are {dims}.")
+    if code not in TYPES:
+        raise DataError(
+            f"{path}: number type {code} of NIfTI (complex or colour) is not read; export plain numbers."
+        )
+    return Header(
+        lengths=tuple(int(length) for length in dims[1 : 1 + dims[0]]),
+        kind=order + TYPES[code],
+        offset=int(offset),
+        slope=float(slope),
+        intercept=float(intercept),
+    )
