@@ -169,5 +169,5 @@ def _aligned(
         )
     from medplan.preprocess.align import align
 
-    pixels, codes, restoration = align(image, codes, atlas, orientation=grid.orientation, where=where)
+    pixels, codes, restoration = align(image, codes, atlas, where=where)
     return normalise(pixels, dataset_plan.normalisations), codes, restoration

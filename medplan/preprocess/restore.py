@@ -1,9 +1,11 @@
 """Network output back onto the input's own grid, slab by slab, as class indices.
 
-Interpolating linearly takes weighted means with weights that sum to 1. Where the eight surrounding voxels agree on
-the class, their mean agrees too: only cells at borders between classes need their logits interpolated, usually one
-voxel in a hundred. The result is that of interpolating everything, at a fraction of the time, and never holds more
-than two slices of logits of the prepared grid besides the slab that is being added.
+Interpolating linearly takes weighted means with weights that sum to 1. Where the eight surrounding voxels
+agree on
+the class, their mean agrees too: only cells at borders between classes need their logits interpolated,
+    usually one
+voxel in a hundred. The result is that of interpolating everything, at a fraction of the time, and never holds
+more than two slices of logits of the prepared grid besides the slab that is being added.
 """
 
 from dataclasses import dataclass
@@ -31,7 +33,8 @@ class Restored:
 
     Attributes:
         classes: (Z, Y, X) class indices, uint8 (int16 beyond 255): 0 background, i + 1 class or region i.
-        probabilities: (K, Z, Y, X) float32 per network output, a memory map where a file was asked for, or None.
+        probabilities: (K, Z, Y, X) float32 per network output, a memory map where a file was asked for, or
+            None.
     """
 
     classes: npt.NDArray[np.integer]
@@ -41,8 +44,8 @@ class Restored:
 class LabelRestorer:
     """Turns slabs of logits on the prepared grid into classes on the input's own grid.
 
-    Logits are interpolated linearly (voxels as areas, border values repeated), then the largest wins; of regions
-    each is cut at probability 1/2, later ones over earlier ones. What was cropped away is background.
+    Logits are interpolated linearly (voxels as areas, border values repeated), then the largest wins; of
+    regions each is cut at probability 1/2, later ones over earlier ones. What was cropped away is background.
     """
 
     def __init__(
@@ -59,7 +62,8 @@ class LabelRestorer:
             restoration: of the case, from `prepare`.
             labels: of the dataset plan.
             probabilities: also keep the probability of every output.
-            file: a ``.npy`` file for them; without it they lie in memory, 4 bytes per output and native voxel.
+            file: a ``.npy`` file for them; without it they lie in memory, 4 bytes per output and native
+                voxel.
         """
         self._restoration = restoration
         self._labels = labels
@@ -80,7 +84,7 @@ class LabelRestorer:
         expected = (self._labels.num_outputs, slab.shape[1], height, width)
         if tuple(slab.shape) != expected or self._num_added + slab.shape[1] > depth:
             raise ValueError(
-                f"the slab {tuple(slab.shape)} at z = {self._num_added} does not fit {expected} of {depth} slices"
+                f"slab {tuple(slab.shape)} at z = {self._num_added} does not fit {expected} of {depth} slices"
             )
         slab = slab.detach().to("cpu", torch.float32)
         if self._restoration.alignment is not None:
