@@ -11,7 +11,7 @@ from medplan.evaluate.training_log import Curve
 
 __all__ = ["Dots", "box_chart", "line_chart", "scatter_chart", "ticks"]
 
-WIDTH = 720.0
+WIDTH = 500.0
 NUM_COLOURS = 8
 MAX_POINTS = 300
 
@@ -30,7 +30,7 @@ def line_chart(
     *,
     title: str,
     phases: Sequence[tuple[str, float]] = (),
-    height: float = 230.0,
+    height: float = 200.0,
 ) -> str:
     """Draw curves over the training step; noisy ones are thin with their running mean on top."""
     if not curves:
@@ -80,14 +80,16 @@ def box_chart(
     known = [value for row in rows for value in row.values if math.isfinite(value)]
     if not known:
         return ""
-    left, pitch = 150.0, 30.0 if len(rows) <= 16 else 22.0
+    left, pitch = 132.0, 30.0 if len(rows) <= 16 else 22.0
     height = pitch * len(rows) + 34
-    frame = _Frame(x=domain or (0.0, max(known) or 1.0), y=(0, 1), height=height, left=left, bottom=26.0)
+    frame = _Frame(
+        x=domain or (0.0, 1.04 * max(known) or 1.0), y=(0, 1), height=height, left=left, bottom=26.0
+    )
     parts = [frame.grid(vertical=True)]
     rng = np.random.default_rng(0)
     for number, row in enumerate(rows):
         y = 8 + pitch * (number + 0.5)
-        label = row.label if len(row.label) <= 22 else row.label[:21] + "..."
+        label = row.label if len(row.label) <= 20 else row.label[:18] + "..."
         parts.append(
             f'<text class="row" x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(label)}'
             f"<title>{escape(row.label)}</title></text>"
@@ -119,7 +121,7 @@ def scatter_chart(groups: Mapping[str, Sequence[tuple[float, float, str]]], *, t
     low = math.log10(min(min(point) for point in points))
     high = math.log10(max(max(point) for point in points))
     pad = max(0.06 * (high - low), 0.05)
-    height = 340.0
+    height = 290.0
     frame = _Frame(
         x=(low - pad, high + pad), y=(low - pad, high + pad), height=height, bottom=42.0, logarithmic=True
     )
@@ -142,7 +144,7 @@ def scatter_chart(groups: Mapping[str, Sequence[tuple[float, float, str]]], *, t
     parts.append(
         f'<text class="tick" x="{WIDTH / 2:.0f}" y="{height - 4:.0f}" text-anchor="middle">'
         f"reference ({unit}), both axes logarithmic</text>"
-        f'<text class="tick" x="52" y="6" dominant-baseline="hanging">predicted ({unit})</text>'
+        f'<text class="tick" x="60" y="12" dominant-baseline="hanging">predicted ({unit})</text>'
     )
     shown = "".join(legend) if len(legend) <= 24 else ""
     return (
@@ -199,22 +201,22 @@ class _Frame:
             marks = ticks(low, high)
         parts = []
         for mark in marks:
-            text = f"{10**mark:.3g}" if self.logarithmic else f"{mark:.6g}"
+            text = f"{float(f'{10**mark:.3g}'):,g}" if self.logarithmic else f"{mark:.6g}"
             if vertical:
                 x = self.px(mark)
                 parts.append(
-                    f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{self.top}" y2="{self.base:.1f}"/>'
+                    f'<line class="rule" x1="{x:.1f}" x2="{x:.1f}" y1="{self.top}" y2="{self.base:.1f}"/>'
                 )
                 parts.append(_tick(x, self.base + 16, text, "middle"))
             else:
                 y = self.py(mark)
                 parts.append(
-                    f'<line class="grid" x1="{self.left}" x2="{self.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                    f'<line class="rule" x1="{self.left}" x2="{self.right}" y1="{y:.1f}" y2="{y:.1f}"/>'
                 )
                 parts.append(_tick(self.left - 8, y + 4, text, "end"))
         if not vertical and not self.logarithmic:
             parts += [
-                _tick(self.px(v), self.base + 16, f"{v:.6g}", "middle") for v in ticks(*self.x, count=8)
+                _tick(self.px(v), self.base + 16, f"{v:.6g}", "middle") for v in ticks(*self.x, count=6)
             ]
         return "".join(parts)
 

@@ -24,10 +24,10 @@ REFERENCE_COLOUR = "#56B4E9"
 PREDICTION_COLOUR = "#E69F00"
 
 CLASS_COLOURS = (
-    "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#9A7FD1", "#8C564B",
-    "#17BECF", "#BCBD22", "#E377C2",
+    "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00", "#9A7FD1", "#17BECF", "#8C564B", "#BCBD22",
+    "#E377C2", "#56B4E9", "#E69F00",
 )  # fmt: skip
-"""Colours that remain apart with common colour blindness (the first seven: Okabe and Ito 2008)."""
+"""Fills that remain apart with common colour blindness (after Okabe and Ito 2008), outline colours last."""
 
 Array = npt.NDArray[Any]
 MARGIN = 0.45
@@ -56,9 +56,11 @@ def overlay(
     empty), and the view is cropped around both.
 
     Args:
-        images: the files of the case; of several channels the first is shown, three colour channels as
-        colours. prediction: label file. reference: label file on the same grid. keys: raw values of each
-        class as in summary.json: "3" or "(1, 2)". dpi: pixels per inch; a plane is 3.2 inches wide.
+        images: the files of the case; three channels of a picture are shown as colours, else the first one.
+        prediction: label file.
+        reference: label file on the same grid.
+        keys: raw values of each class as in summary.json: "3" or "(1, 2)".
+        dpi: pixels per inch; one of three planes is 3.2 inches wide.
 
     Raises: DataError if the files do not fit together.
     """
@@ -67,13 +69,14 @@ def overlay(
     views, unit = _views(images, prediction, reference, keys)
     members = [tuple(int(value) for value in re.findall(r"-?\d+", key)) for key in keys]
     num_rows = 2 if len(keys) > 1 else 1
-    figure = Figure(figsize=(INCHES * len(views), INCHES * num_rows), dpi=dpi, facecolor="black")
+    inches = INCHES if len(views) > 1 else 1.6 * INCHES
+    figure = Figure(figsize=(inches * len(views), inches * num_rows), dpi=dpi, facecolor="black")
     axes = figure.subplots(num_rows, len(views), squeeze=False, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
     figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
     for column, view in enumerate(views):
         for row in range(num_rows):
             _show(axes[row][column], view, unit)
-        _outlines(axes[0][column], view, members)
+        _outlines(axes[0][column], view, members, thickness=inches / INCHES)
         if num_rows > 1:
             _fills(axes[1][column], view, members)
     picture = io.BytesIO()
@@ -194,11 +197,11 @@ def _show(axes: Any, view: _View, unit: str) -> None:
               va="bottom")  # fmt: skip
 
 
-def _outlines(axes: Any, view: _View, members: Sequence[tuple[int, ...]]) -> None:
+def _outlines(axes: Any, view: _View, members: Sequence[tuple[int, ...]], *, thickness: float) -> None:
     for values in members:
-        _outline(axes, np.isin(view.reference, values), view.pitch, REFERENCE_COLOUR, 2.0)
+        _outline(axes, np.isin(view.reference, values), view.pitch, REFERENCE_COLOUR, 2.0 * thickness)
     for values in members:
-        _outline(axes, np.isin(view.prediction, values), view.pitch, PREDICTION_COLOUR, 1.1)
+        _outline(axes, np.isin(view.prediction, values), view.pitch, PREDICTION_COLOUR, 1.1 * thickness)
 
 
 def _outline(axes: Any, mask: Array, pitch: tuple[float, float], colour: str, width: float) -> None:
@@ -216,7 +219,7 @@ def _fills(axes: Any, view: _View, members: Sequence[tuple[int, ...]]) -> None:
     layer = np.zeros((rows, columns, 4), dtype=np.float32)
     for number, values in enumerate(members):
         mask = np.isin(view.prediction, values)
-        layer[mask] = (*to_rgb(CLASS_COLOURS[number % len(CLASS_COLOURS)]), 0.55)
+        layer[mask] = (*to_rgb(CLASS_COLOURS[number % len(CLASS_COLOURS)]), 0.42)
     axes.imshow(layer, extent=(0, columns * view.pitch[1], rows * view.pitch[0], 0), interpolation="nearest")
 
 

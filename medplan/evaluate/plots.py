@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from medplan.evaluate.overlays import CLASS_COLOURS
 from medplan.evaluate.summary import Summary
 from medplan.evaluate.training_log import read_log
 
 __all__ = ["box_plots", "progress"]
 
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5FC0", "#8C564B")
 TITLES = {"loss": "loss", "validation": "validation", "rate": "learning rate"}
 
 
@@ -29,7 +29,7 @@ def progress(log: Path, png: Path) -> Path:
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (kind, curves) in zip(axes, panels.items(), strict=True):
         for number, (name, curve) in enumerate(curves.items()):
-            colour = CLASS_COLOURS[number % len(CLASS_COLOURS)]
+            colour = COLOURS[number % len(COLOURS)]
             marker = "o" if len(curve.values) <= 30 else None
             axis.plot(
                 curve.steps,

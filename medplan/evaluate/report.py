@@ -67,11 +67,8 @@ def write_report(
         raise UsageError(
             f"{run_folder}: there is nothing to report, neither a log, nor a plan, nor an evaluation."
         )
-    heading = (
-        title
-        or " ".join(filter(None, (str(plan.get("name", "")), str(plan.get("method", "")))))
-        or run_folder.name
-    )
+    name, method = str(plan.get("name", "")), str(plan.get("method", ""))
+    heading = title or (f"{method} on {name}" if name and method else run_folder.name)
     parts = [_header(heading, run_folder, plan, evaluations)]
     if evaluations:
         parts.append(_scores(evaluations))
@@ -142,12 +139,16 @@ def _cases(evaluation: Evaluation, *, num_worst: int, num_median: int, num_best:
             for colour, name in zip(colours[:24], summary.class_names, strict=False)
         )
         legend += f'<div class="legend">Second row, predicted: {"".join(items)}</div>'
-    hint = "Each plane goes through the slice with most foreground of the reference."
+    hint = ""
     if summary.unit == "mm":
-        hint += " The patient's right is on the left (R), as radiologists read images."
+        hint = (
+            "Each plane goes through the slice with most foreground of the reference. The patient's right is "
+            "on the left (R), as radiologists read images."
+        )
+    kind = "cases flat" if summary.unit == "px" else "cases"
     everyone = details(f"Every case ({len(summary.cases)})", sections.all_cases(summary))
     return section(
-        "Cases", legend + f'<div class="cases">{"".join(shown.values())}</div>' + everyone, hint=hint
+        "Cases", f'{legend}<div class="{kind}">{"".join(shown.values())}</div>{everyone}', hint=hint
     )
 
 
@@ -169,8 +170,7 @@ def _case(case: CaseScores, kind: str, evaluation: Evaluation) -> str:
         f'<div class="top"><span class="rank">{kind}</span><b>{escape(case.id)}</b>'
         f'<span class="scores">{scores}</span></div>'
     )
-    flat = " flat" if summary.unit == "px" else ""
-    return f'<article class="case{flat}">{top}{_overlay(case, evaluation)}</article>'
+    return f'<article class="case">{top}{_overlay(case, evaluation)}</article>'
 
 
 def _overlay(case: CaseScores, evaluation: Evaluation) -> str:
@@ -191,13 +191,17 @@ def _training(log: Path) -> str:
     training = read_log(log)
     charts = [
         line_chart(training.of_kind(kind), title=name, phases=training.phases)  # type: ignore[arg-type]
-        for kind, name in (("loss", "Loss"), ("validation", "Validation"), ("rate", "Learning rate"))
+        for kind, name in (("loss", "Loss"), ("validation", "Validation"))
     ]
     drawn = "".join(chart for chart in charts if chart)
-    more = line_chart(training.of_kind("other"), title="Other", phases=training.phases)
+    more = "".join(
+        line_chart(training.of_kind(kind), title=name, phases=training.phases)  # type: ignore[arg-type]
+        for kind, name in (("rate", "Learning rate"), ("other", "Time, memory and norms"))
+    )
+    more = f'<div class="panel"><div class="two">{more}</div></div>' if more else ""
     body = f'<div class="panel"><div class="two">{drawn}</div></div>' if drawn else ""
     hint = "Over optimiser steps; thin lines are the logged values, thick ones their running mean."
-    return section("Training", body + details("Other logged numbers", more), hint=hint)
+    return section("Training", body + details("Learning rate and other logged numbers", more), hint=hint)
 
 
 def _plan(plan: Mapping[str, Any]) -> str:
@@ -241,7 +245,7 @@ def _facts(run: Mapping[str, Any]) -> str:
     rows = [
         [Cell.text(key), Cell.text(value, classes="text value")] for key, value in _flatten(dict(run)) if key
     ]
-    return table(["", ""], rows)
+    return table(["Fact", "Value"], rows)
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -29,12 +29,9 @@ def lead(summary: Summary) -> str:
             f"{number(means[best], 2)} for {escape(summary.class_names[best])}"
         )
     missed, alarms = sum(summary.outcomes("missed")), sum(summary.outcomes("false alarm"))
-    if missed or alarms:
-        text += (
-            f". {_counted(missed, 'structure')} missed altogether, {_counted(alarms, 'structure')} predicted "
-            "where there is none"
-        )
-    return text + "."
+    failures = [f"{_counted(missed, 'structure')} missed altogether"] if missed else []
+    failures += [f"{_counted(alarms, 'structure')} predicted where there is none"] if alarms else []
+    return f"{text}. {', '.join(failures)}." if failures else f"{text}."
 
 
 def cards(summary: Summary) -> str:
@@ -122,6 +119,7 @@ def classes(summary: Summary) -> str:
         summary.outcomes("false alarm"),
     )
     false_ml, in_ml = summary.false_positive_ml(), summary.unit == "mm"
+    in_ml = in_ml and any(math.isfinite(volume) for volume in false_ml)
     columns = ["Class", "Cases", "Dice", "Pooled", "IoU"]
     columns += [f"HD95 ({summary.unit})", f"ASSD ({summary.unit})", "NSD"] if summary.surface else []
     columns += ["Missed", "False alarms"] + (["False volume (ml)"] if in_ml else [])
@@ -151,11 +149,15 @@ def classes(summary: Summary) -> str:
 
 def distributions(summary: Summary) -> str:
     """Return box plots per class and, for volumes, predicted against reference volume."""
-    charts = [_boxes(summary, "dice", "Dice per class", (0.0, 1.0))]
+    lowest = min(
+        (value for value in summary.table("dice").ravel().tolist() if math.isfinite(value)), default=0
+    )
+    start = 0.0 if lowest < 0.4 else math.floor(lowest * 10) / 10 - 0.1
+    charts = [_boxes(summary, "dice", "Dice per class", (start, 1.0))]
     if summary.surface:
         charts.append(_boxes(summary, "hd95", "HD95 per class", None))
-    volumes = ""
     if summary.unit == "mm":
+        charts.append(_boxes(summary, "nsd", f"NSD at {summary.tolerance:g} mm per class", (0.0, 1.0)))
         groups = {
             name: [
                 (score.volume_ref_ml, score.volume_pred_ml, _volume_tip(case, name, row))
@@ -165,11 +167,9 @@ def distributions(summary: Summary) -> str:
             ]
             for row, name in enumerate(summary.class_names)
         }
-        volumes = scatter_chart(groups, title="Volume: predicted against reference", unit="ml")
-    boxes = "".join(chart for chart in charts if chart)
-    parts = [f'<div class="panel"><div class="two">{boxes}</div></div>' if boxes else ""]
-    parts.append(f'<div class="panel">{volumes}</div>' if volumes else "")
-    return "".join(parts)
+        charts.append(scatter_chart(groups, title="Volume: predicted against reference", unit="ml"))
+    drawn = "".join(charts)
+    return f'<div class="panel"><div class="two">{drawn}</div></div>' if drawn else ""
 
 
 def all_cases(summary: Summary) -> str:
