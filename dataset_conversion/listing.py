@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medplan.errors import DataError
 
-__all__ = ["by_pattern", "choose", "files_of", "folders_of", "pairs", "require"]
+__all__ = ["by_pattern", "choose", "files_of", "folders_below", "folders_of", "pairs", "require"]
 
 
 def files_of(folder: Path) -> tuple[Path, ...]:
@@ -17,6 +17,20 @@ def files_of(folder: Path) -> tuple[Path, ...]:
 def folders_of(folder: Path) -> tuple[Path, ...]:
     """Return the folders in a folder, numbers in natural order, hidden ones left out."""
     return _entries(folder, folders=True)
+
+
+def folders_below(folder: Path) -> tuple[Path, ...]:
+    """Return a folder and all folders in it at any depth, sorted; linked folders too, each once."""
+    seen: set[Path] = set()
+    found: list[Path] = []
+    waiting = [folder] if folder.is_dir() else []
+    while waiting:
+        current = waiting.pop()
+        if current.resolve() not in seen:
+            seen.add(current.resolve())
+            found.append(current)
+            waiting += folders_of(current)
+    return tuple(sorted(found))
 
 
 def by_pattern(folder: Path, pattern: str) -> dict[str, Path]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset_conversion.card import Card
-from dataset_conversion.listing import by_pattern, require
+from dataset_conversion.listing import by_pattern, folders_below, require
 from dataset_conversion.volumes import Volume, read_nifti
 from dataset_conversion.writing import Case, Source, write_dataset
 from medplan.errors import DataError
@@ -45,7 +45,7 @@ def convert(source: Path, target: Path) -> None:
     images: dict[str, Path] = {}
     labels: dict[str, Path] = {}
     tests: dict[str, Path] = {}
-    for folder in sorted({path.parent for path in source.rglob("*.nii*")}):
+    for folder in folders_below(source):
         images |= by_pattern(folder, r"volume-(\d+)\.nii(?:\.gz)?")
         labels |= by_pattern(folder, r"segmentation-(\d+)\.nii(?:\.gz)?")
         tests |= by_pattern(folder, r"test-volume-(\d+)\.nii(?:\.gz)?")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dataset_conversion.card import Card
-from dataset_conversion.listing import by_pattern, require
+from dataset_conversion.listing import by_pattern, folders_below, require
 from dataset_conversion.writing import Case, write_dataset
 
 
@@ -70,7 +70,7 @@ CARD = Card(
 def convert(source: Path, target: Path) -> None:
     """Take the images as they are; labels are numbered 1 to 7."""
     cases: list[Case] = []
-    for folder in sorted({path.parent for path in source.rglob("*.nii*")}):
+    for folder in folders_below(source):
         for modality in ("ct", "mr"):
             for part in ("train", "test"):
                 name = rf"{modality}_{part}_(\d+)"

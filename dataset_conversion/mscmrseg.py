@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dataset_conversion.card import Card
-from dataset_conversion.listing import by_pattern, choose, require
+from dataset_conversion.listing import by_pattern, choose, folders_below, require
 from dataset_conversion.writing import Case, write_dataset
 
 CARD = Card(
@@ -44,7 +44,7 @@ def convert(source: Path, target: Path) -> None:
     for kind, found in (("image", images), ("label", labels)):
         for number, path in by_pattern(bssfp, rf"{kind}_(\d+)\.nii(?:\.gz)?").items():
             found["bSSFP", int(number)] = path
-    for folder in sorted({path.parent for path in source.rglob("*.nii*")}):
+    for folder in folders_below(source):
         for suffix, domain in (("DE", "LGE"), ("LGE", "LGE"), ("C0", "bSSFP")):
             name = rf"(?:subject|patient)(\d+)_{suffix}"
             images |= {

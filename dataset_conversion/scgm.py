@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset_conversion.card import Card
-from dataset_conversion.listing import by_pattern, require
+from dataset_conversion.listing import by_pattern, folders_below, require
 from dataset_conversion.volumes import Volume, read_nifti
 from dataset_conversion.writing import Case, write_dataset
 from medplan.errors import DataError
@@ -36,7 +36,7 @@ CARD = Card(
 def convert(source: Path, target: Path) -> None:
     """Take the images as they are and join the raters' masks by majority."""
     cases: list[Case] = []
-    for folder in sorted({path.parent for path in source.rglob("*.nii*")}):
+    for folder in folders_below(source):
         masks = by_pattern(folder, r"(site\d-sc\d+-mask-r\d)\.nii(?:\.gz)?")
         for key, image in by_pattern(folder, r"(site\d-sc\d+)-image\.nii(?:\.gz)?").items():
             own = [path for name, path in masks.items() if name.startswith(f"{key}-")]

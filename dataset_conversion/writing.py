@@ -8,11 +8,12 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +25,16 @@ from medplan.errors import DataError
 from medplan.progress import track
 from medplan.records import write_text
 
-__all__ = ["Case", "Source", "write_dataset"]
+__all__ = ["Case", "Source", "in_threads", "write_dataset"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _LOG = logging.getLogger(__name__)
 _FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs", "imagesUnlabeled")
 _UNFINISHED = ".conversion.json"
+_TEMPORARY = ".writing."
+_THREADS = 8
 _NIFTI = (".nii", ".nii.gz", ".mgz")
 _ITK = (".nrrd", ".mha", ".mhd")
 
@@ -82,8 +88,8 @@ def write_dataset(
         splits: published splits, role to case ids, where they differ from the card's.
         notes: what a reader of the dataset should know, one sentence each; logged and kept in dataset.json.
 
-    Raises: DataError if `target` holds other files, if an image and its label differ in shape, or if a label
-        has values that `labels` does not declare.
+    Raises: DataError if `target` holds other files or lies inside `source`, if an image and its label differ
+        in shape, or if a label has values that `labels` does not declare.
     """
     cases = sorted(cases, key=lambda case: case.id)
     labels = dict(card.labels if labels is None else labels)
@@ -92,8 +98,9 @@ def write_dataset(
     _check_target(card, cases, target, source=source, ending=ending)
     resumed = not (target / "dataset.json").exists()
     present: set[int] = set()
-    for case in track(cases, label=f"converting {card.name}"):
-        present |= _write_case(case, target, declared=labels, ending=ending, keep=resumed)
+    write = partial(_write_case, target=target, declared=labels, ending=ending, keep=resumed)
+    for values in in_threads(write, cases, label=f"converting {card.name}"):
+        present |= values
     if only_present:
         labels = {name: value for name, value in labels.items() if value in present}
     for note in notes:
@@ -103,6 +110,23 @@ def write_dataset(
     description |= {"splits": published} if published else {}
     description |= {"notes": list(notes)} if notes else {}
     write_text(json.dumps(description, indent=1) + "\n", target / "dataset.json")
+    _tidy(target)
+
+
+def in_threads(work: Callable[[Item], Result], items: Sequence[Item], *, label: str) -> Iterator[Result]:
+    """Yield ``work(item)`` in the order of `items`, several at a time; the first error stops the rest."""
+    pool = ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
+    try:
+        yield from track(pool.map(work, items), label=label, total=len(items))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _tidy(target: Path) -> None:
+    """Remove what marks an unfinished conversion, and the temporary files of a killed one."""
+    for folder in _FOLDERS:
+        for path in (target / folder).glob(f"{_TEMPORARY}*"):
+            path.unlink()
     (target / _UNFINISHED).unlink(missing_ok=True)
 
 
@@ -136,8 +160,10 @@ def _check_target(card: Card, cases: Sequence[Case], target: Path, *, source: Pa
     mark = json.dumps({"name": card.name, "source": str(source.resolve())})
     unfinished = target / _UNFINISHED
     finished = target / "dataset.json"
+    if source.resolve() in (target.resolve(), *target.resolve().parents):
+        raise DataError(f"{target}: lies inside the source '{source}'; convert into a folder outside of it.")
     other = unfinished.exists() and unfinished.read_text() != mark
-    other = other or (finished.exists() and json.loads(finished.read_text()).get("name") != card.name)
+    other = other or (finished.exists() and _name_in(finished) != card.name)
     other = other or (bool(present) and not unfinished.exists() and not finished.exists())
     if foreign or other:
         shown = f" (for instance {foreign[0]})" if foreign else ""
@@ -146,6 +172,13 @@ def _check_target(card: Card, cases: Sequence[Case], target: Path, *, source: Pa
         )
     if not finished.exists():
         write_text(mark, unfinished)
+
+
+def _name_in(description: Path) -> object:
+    try:
+        return json.loads(description.read_text())["name"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        return None
 
 
 def _write_case(
@@ -238,7 +271,7 @@ def _is_taken_over(source: Source) -> bool:
 def _place(source: Source, path: Path) -> None:
     """Put a file or a computed volume at `path`, under a temporary name first."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f"{_TEMPORARY}{path.name}")
     try:
         if isinstance(source, Path) and _is_taken_over(source):
             _take_over(source, temporary)

@@ -108,8 +108,7 @@ def test_a_wrong_source_is_one_sentence_that_says_what_was_expected(name: str, t
     assert not (tmp_path / "out").exists()
 
 
-MISSING_LABEL = {
-    "acdc_official": None,  # the test part of ACDC came without labels for years
+MISSING = {
     "amos": "labelsTr/amos_0001.nii.gz",
     "autopet": "SEG.nii.gz",
     "brain_structure": "dlbs_1_probmask_csf.nii",
@@ -118,24 +117,24 @@ MISSING_LABEL = {
     "clinicdb": "masks/9.png",
     "kvasir": "masks/cja.jpg",
     "lits": "segmentation-33.nii",
+    "mnms": "info.csv",
     "oasis_malf": "1000_glm.nii.gz",
     "polypgen": "a1_mask.jpg",
     "segthor": "Patient_01/GT.nii.gz",
     "structseg_head": "1/label.nii.gz",
     "synapse_raw": "label0001.nii.gz",
     "synapse_prepared": "image_SABS_0_slice003.png",
-    "laseg_h5": None,
 }
+"""Files without which a scan cannot be used; elsewhere a scan without label is an unlabelled case."""
 
 
-@every_layout
+@pytest.mark.parametrize(("name", "build"), [each for each in PARAMETERS if each.id in MISSING])
 def test_a_missing_file_is_one_sentence_with_its_place(name: str, build: Build, tmp_path: Path) -> None:
-    missing = MISSING_LABEL.get(build.__name__)
-    if missing is None:
-        pytest.skip("a scan without label is an unlabelled case here")
     build(tmp_path / "source")
-    found = sorted(path for path in (tmp_path / "source").rglob("*") if path.as_posix().endswith(missing))
-    found[0].unlink()
+    found = (
+        path for path in (tmp_path / "source").rglob("*") if path.as_posix().endswith(MISSING[build.__name__])
+    )
+    next(found).unlink()
     with pytest.raises(DataError) as caught:
         find(name).convert(tmp_path / "source", tmp_path / "out")
     assert str(tmp_path / "source") in str(caught.value) and "\n" not in str(caught.value)

@@ -10,6 +10,7 @@ import pytest
 
 from dataset_conversion import find
 from dataset_conversion.card import Card
+from dataset_conversion.listing import folders_below
 from dataset_conversion.volumes import Volume, affine_of, save
 from dataset_conversion.writing import Case, write_dataset
 from medplan.errors import DataError, UsageError
@@ -38,7 +39,7 @@ def case(folder: Path, name: str = "a", **changes: object) -> Case:
 
 
 def write(folder: Path, *cases: Case, target: str = "out") -> Path:
-    write_dataset(CARD, cases, folder / target, source=folder)
+    write_dataset(CARD, cases, folder / target, source=folder / "source")
     return folder / target
 
 
@@ -143,7 +144,7 @@ def test_an_interrupted_conversion_goes_on_and_ends_like_an_uninterrupted_one(tm
     assert not list((tmp_path / "out").rglob("*bb*"))
     calls.clear()
     out = write(tmp_path, *cases(False))
-    assert calls == ["bb", "ccc"]
+    assert "a" not in calls and "bb" in calls
     whole = write(tmp_path, *cases(False), target="whole")
     for path in whole.rglob("*.*"):
         assert (out / path.relative_to(whole)).read_bytes() == path.read_bytes()
@@ -156,6 +157,25 @@ def test_an_interrupted_conversion_of_another_source_is_not_continued(tmp_path: 
     (tmp_path / "out" / ".conversion.json").write_text(json.dumps({"name": "Toy", "source": "/elsewhere"}))
     with pytest.raises(DataError, match="of another dataset or source"):
         write(tmp_path, made)
+
+
+def test_leftovers_of_a_killed_conversion_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "out" / "labelsTr").mkdir(parents=True)
+    (tmp_path / "out" / "labelsTr" / ".writing.a.nii.gz").write_bytes(b"half")
+    out = write(tmp_path, case(tmp_path))
+    assert [path.name for path in (out / "labelsTr").iterdir()] == ["a.nii.gz"]
+
+
+def test_a_target_inside_the_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="lies inside the source"):
+        write_dataset(CARD, [case(tmp_path)], tmp_path / "raw_data" / "Toy", source=tmp_path)
+
+
+def test_a_broken_description_is_never_written_over(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "dataset.json").write_text("{")
+    with pytest.raises(DataError, match="convert into an empty folder"):
+        write(tmp_path, case(tmp_path))
 
 
 def test_stored_values_and_scale_are_kept_apart(tmp_path: Path) -> None:
@@ -172,6 +192,15 @@ def test_affine_of_points_where_it_says(axes: str) -> None:
     assert "".join(nibabel.aff2axcodes(affine)) == axes
     np.testing.assert_allclose(np.linalg.norm(affine[:3, :3], axis=0), (1, 2, 3))
     np.testing.assert_allclose(affine[:3, 3], (4, 5, 6))
+
+
+def test_linked_folders_are_searched_and_loops_end(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "source")
+    found = [path.relative_to(tmp_path).as_posix() for path in folders_below(tmp_path / "source")]
+    assert found == ["source", "source/link", "source/link/deep"]
 
 
 def test_converters_are_found_by_loose_names() -> None:

@@ -544,6 +544,11 @@ def radiology(root: Path) -> Tree:
     return {"a": Expected((_decoded(path),), None), "deep_er_b_1": Expected((shown,), None)}
 
 
+def roco(root: Path) -> Tree:
+    picture(root / "data" / "test" / "radiology" / "images" / "ROCO_1.jpg", colours(3))
+    return {name: case for name, case in radiology(root / "data" / "train" / "radiology").items()}
+
+
 def scgm(root: Path) -> Tree:
     """Four raters who agree, disagree two to two, and agree three to one."""
     tree: Tree = {}
@@ -640,6 +645,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Tree], ...]] = {
     "polypgen": (polypgen,),
     "ppmi": (freesurfer,),
     "radiology": (radiology,),
+    "roco": (roco,),
     "scgm": (scgm,),
     "segthor": (segthor,),
     "structseg_head": (structseg_head,),
