@@ -114,21 +114,23 @@ def _pieces(path: Path) -> Iterator[bytes]:
             while piece := stream.read(PIECE):
                 yield piece
             return
-        member = zlib.decompressobj(wbits=31)
+        member: Any = None
         while stored := stream.read(PIECE):
             while stored:
+                if member is None:
+                    # Zeros may pad the end of a file; anything else is a further member.
+                    if not stored.strip(b"\x00"):
+                        break
+                    member = zlib.decompressobj(wbits=31)
                 # A label map can be a thousand times larger than its file: never more than a piece at once.
                 yield member.decompress(stored, PIECE)
                 stored = member.unconsumed_tail
                 if member.eof:
-                    # Padding behind the last member is allowed; anything else has to be a further member.
-                    stored = member.unused_data if member.unused_data.strip(b"\x00") else b""
-                    member = zlib.decompressobj(wbits=31) if stored else member
-            if member.eof:
-                return
-        yield member.flush()
-        if not member.eof:
-            raise zlib.error("its end is missing")
+                    stored, member = member.unused_data, None
+        if member is not None:
+            yield member.flush()
+            if not member.eof:
+                raise zlib.error("its end is missing")
 
 
 def _fill(target: npt.NDArray[np.uint8], filled: int, piece: bytes) -> int:

@@ -142,7 +142,7 @@ def test_a_flipped_bit_in_a_compressed_volume_is_noticed(tmp_path: Path) -> None
         read_image([path])
 
 
-@pytest.mark.parametrize("share", [0.01, 0.3, 0.9, 0.9999])
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.9, 0.99])
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha"])
 def test_truncated_volumes_are_refused(tmp_path: Path, ending: str, share: float) -> None:
     path = write_image(
