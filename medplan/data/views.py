@@ -1,14 +1,16 @@
 """A weak and a strong view of the same unlabelled patches."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from medplan.data.augment import Augmentation
-from medplan.method import Batch
 from medplan.randomness import generator as numpy_generator
 
 __all__ = ["WeakAndStrong"]
+
+Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)

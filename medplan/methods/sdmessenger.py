@@ -4,9 +4,8 @@ Paper: Zhang, Wang, Li, "S&D Messenger: Exchanging Semantic and Domain Knowledge
 Medical Image Segmentation", arXiv:2407.07763. Official code: github.com/xmed-lab/SD-Messenger, no licence
 stated; read, not copied.
 
-Semantic knowledge lives in the labelled cases, variety of domains in the unlabelled ones. Two deliveries
-connect them: parts of labelled patches are pasted, with their labels, into unlabelled ones (L2U), and the
-features of labelled patches attend to the channels of unlabelled ones (U2L, `medplan.networks.messenger`).
+Parts of labelled patches are pasted, with their labels, into unlabelled ones (L2U), and the features of
+labelled patches attend to the channels of unlabelled ones (U2L, `medplan.networks.messenger`).
 
 | paper or released code                     | here                                                         |
 |--------------------------------------------|--------------------------------------------------------------|
@@ -27,8 +26,9 @@ the plan says instead of to [0, 1]; ``compat`` brings back the released slips th
 """
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -37,6 +37,7 @@ from torch.optim import SGD, Optimizer
 
 from medplan.data.augment import Augmentation
 from medplan.data.cases import Case
+from medplan.data.labels import IGNORE
 from medplan.data.paste import Boxes, boxes_around_foreground, boxes_inside_extent, paste
 from medplan.data.sampling import Labelled, LabelledAndUnlabelled
 from medplan.data.spatial import Spatial
@@ -70,6 +71,8 @@ from medplan.records import decode
 
 __all__ = ["METHOD", "Config", "SDMessenger"]
 
+NO_WEIGHTS = "no pretrained weights are given, and a Mix Transformer needs them where data is scarce"
+
 logger = logging.getLogger(__name__)
 
 
@@ -87,7 +90,8 @@ class Config:
         heads, dropout: of the messenger. Released: 2 and 0.1.
         alpha: share of the exchanged features with ``block``. First release: 0.5.
         learn_from_unlabelled: False trains the same network on the labelled cases alone, as a reference.
-        warmup: fraction of the steps without unsupervised terms. Released: 6 of 300 epochs.
+        warmup: fraction of the steps without unsupervised terms. Released: 6 of 300 epochs. Differs:
+            unlabelled samples are not decoded meanwhile, so they stay out of the head's batch statistics.
         ramp: fraction of the steps, after that, over which their weight rises to its full value. Released: 0.
         unsupervised_weight, consistency_weight: of L_u and L_c against 1 for L_x. Released: 1 and 1. Differs:
             the sum is not divided by 3, which is the same as a learning rate three times as high.
@@ -107,7 +111,7 @@ class Config:
         oversample: share of labelled patches centred on foreground. Differs: released crops are anywhere.
         mirror: flip patches at random. Differs: released without.
         momentum: of SGD. Released: 0.9.
-        head_lr_factor: learning rate of everything but a Mix Transformer, relative to it. Released: 5.
+        head_lr_factor: learning rate of head and messengers relative to a Mix Transformer's. Released: 5.
         drop_path: of the Mix Transformer. Released: 0.1.
         compat: released slips: the mask of L_c is transposed, the truth in the class weights is wrong,
             pseudo-labels depend on the rest of the batch, predictions on voxels without annotation count in
@@ -150,6 +154,17 @@ class Config:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"'{name}' should be within [0, 1], found {getattr(self, name)}")
 
+    @property
+    def exchange(self) -> Exchange:
+        return Exchange(
+            kind=self.messenger,
+            stages=self.stages,
+            memory=self.memory,
+            heads=self.heads,
+            dropout=self.dropout,
+            alpha=self.alpha,
+        )
+
 
 class SDMessenger(Method):
     """See the module."""
@@ -170,27 +185,20 @@ class SDMessenger(Method):
             return Proposal(
                 fits=False, score=0, reason="there is neither an unlabelled case nor a second domain"
             )
-        pretrained = situation.encoder_weights is not None
-        settings = {"momentum": 0.9} if pretrained else {"momentum": 0.99, "head_lr_factor": 1.0}
-        what = (
-            f"{situation.num_labelled} labelled and {situation.num_unlabelled} unlabelled cases"
-            if situation.num_unlabelled
-            else f"cases of {len(situation.domains)} domains"
-        )
+        weights = situation.encoder_weights
+        what = f"{situation.num_labelled} labelled and {situation.num_unlabelled} unlabelled cases"
+        if not situation.num_unlabelled:
+            what = f"cases of {len(situation.domains)} domains"
         return Proposal(
             fits=True,
             score=70 if situation.num_labelled <= max(situation.num_unlabelled, 1) else 50,
             reason=f"it learns from {what} together",
-            dims=2 if pretrained or situation.is_picture else None,
-            encoder="mit_b2" if pretrained else "unet",
-            lr=1e-3 if pretrained else 0.01,
-            weight_decay=1e-4 if pretrained else 3e-5,
-            config=settings,
-            reasons={
-                "encoder": "pretrained weights are given"
-                if pretrained
-                else "no pretrained weights are given, and a Mix Transformer needs them where data is scarce",
-            },
+            dims=2 if weights or situation.is_picture else None,
+            encoder=_size_of(weights) if weights else "unet",
+            lr=1e-3 if weights else 0.01,
+            weight_decay=1e-4 if weights else 3e-5,
+            config={} if weights else {"momentum": 0.99},
+            reasons={"encoder": "pretrained weights are given" if weights else NO_WEIGHTS},
         )
 
     def __init__(self, plan: Plan) -> None:
@@ -218,17 +226,12 @@ class SDMessenger(Method):
             plan.dims,
             num_channels=plan.num_channels,
             num_outputs=self.num_classes,
-            exchange=Exchange(
-                kind=self.config.messenger,
-                stages=self.config.stages,
-                memory=self.config.memory,
-                heads=self.config.heads,
-                dropout=self.config.dropout,
-                alpha=self.config.alpha,
-            ),
+            exchange=self.config.exchange,
             deep_supervision=self.config.deep_supervision,
             drop_path=self.config.drop_path,
         )
+        if isinstance(self.network, MessengerSegFormer) and plan.encoder_weights is None:
+            logger.warning("The encoder %s starts from random weights; none were given.", plan.encoder)
         self.difficulty = Difficulty(self.num_classes)
         self.average = MovingAverage(self.network) if self.config.ema > 0 else None
 
@@ -258,8 +261,6 @@ class SDMessenger(Method):
             augment = WeakAndStrong(augmentation) if self.config.strong_view else augmentation
         else:
             sample = Labelled(patch_size, self.config.oversample, spatial=spatial)
-        if isinstance(self.network, MessengerSegFormer) and self.plan.encoder_weights is None:
-            logger.info("The encoder %s starts from random weights; none were given.", self.plan.encoder)
         return (
             Phase(
                 name="train",
@@ -274,18 +275,13 @@ class SDMessenger(Method):
     def optimizers(self, phase: str) -> dict[str, Optimizer]:
         training, config = self.plan.training, self.config
         encoder = list(self.network.encoder.parameters())
-        known = {id(parameter) for parameter in encoder}
-        rest = [parameter for parameter in self.network.parameters() if id(parameter) not in known]
+        parts = (self.network.messengers, self.network.decoder)
+        rest = [parameter for part in parts for parameter in part.parameters()]
         factor = config.head_lr_factor if isinstance(self.network, MessengerSegFormer) else 1.0
         groups: list[dict[str, Any]] = [{"params": encoder}, {"params": rest, "lr": training.lr * factor}]
-        optimizer = SGD(
-            groups,
-            lr=training.lr,
-            momentum=config.momentum,
-            weight_decay=training.weight_decay,
-            nesterov=isinstance(self.network, MessengerUNet) and config.momentum > 0,
-        )
-        return {"main": optimizer}
+        nesterov = isinstance(self.network, MessengerUNet) and config.momentum > 0
+        decay, momentum = training.weight_decay, config.momentum
+        return {"main": SGD(groups, training.lr, momentum, weight_decay=decay, nesterov=nesterov)}
 
     def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
         if not self.config.learn_from_unlabelled:
@@ -298,11 +294,11 @@ class SDMessenger(Method):
         strength = self.strength(at.fraction)
         boxes = self._boxes(codes)
         mask = boxes.mask(codes.shape[1:])
-        learned = batch["strong_unlabelled_image" if self.config.strong_view else "unlabelled_image"]
-        unlabelled = paste(learned, image, mask)
+        learned = "strong_unlabelled_image"
+        unlabelled = paste(batch[learned if learned in batch else "unlabelled_image"], image, mask)
         num_labelled = len(image)
         if strength > 0 or self.config.messenger != "none":
-            outputs = self.network(torch.cat([image, unlabelled]), num_labelled)
+            outputs = self.network(torch.cat([image, unlabelled]), num_labelled, only_labelled=strength == 0)
         else:
             outputs = self.network(image)
         known = [logits[:num_labelled] for logits in outputs]
@@ -322,13 +318,13 @@ class SDMessenger(Method):
         loss = supervised + first * against_pseudo + second * agreement
         update.minimise(loss)
         self._follow(at)
-        return {
-            "loss": loss.detach(),
-            "supervised": supervised.detach(),
-            "pseudo": against_pseudo.detach(),
-            "consistency": agreement.detach(),
-            "kept": (pseudo >= 0).float().mean(),
-        }
+        terms = {"loss": loss, "supervised": supervised, "pseudo": against_pseudo, "consistency": agreement}
+        kept = (pseudo != IGNORE).float().mean()
+        return {name: term.detach() for name, term in terms.items()} | {"kept": kept}
+
+    def footprint_step(self, batch: Batch, update: Update, at: Progress) -> None:
+        # The first steps are cheaper: there are no unsupervised terms yet.
+        self.training_step(batch, update, replace(at, step=at.num_steps - 1))
 
     def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:
         def logits(patches: Tensor, corners: Sequence[tuple[int, int, int]]) -> Tensor:
@@ -371,9 +367,8 @@ class SDMessenger(Method):
         weights = None
         if self.config.class_weights:
             predicted = outputs[0].detach().argmax(1)
-            weights = self.difficulty(
-                hard_dice(predicted, codes, self.num_classes, compat=self.config.compat)
-            )
+            dice = hard_dice(predicted, codes, self.num_classes, compat=self.config.compat)
+            weights = self.difficulty(dice)
 
         def loss(logits: Tensor, codes: Tensor) -> Tensor:
             total = weighted_cross_entropy(logits.float(), codes, weights)
@@ -395,6 +390,11 @@ class SDMessenger(Method):
         if self.average is not None:
             # A young average would remember the random start: it trails faster at first.
             self.average.update(self.network, decay=min(self.config.ema, 1 - 1 / (at.step + 1)))
+
+
+def _size_of(weights: str) -> str:
+    found = re.search(r"mit[-_]?(b[0-5])", weights.lower())
+    return f"mit_{found[1]}" if found else "mit_b2"
 
 
 METHOD = SDMessenger

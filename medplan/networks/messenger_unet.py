@@ -41,13 +41,18 @@ class MessengerUNet(nn.Module):
         initialise(self)
         self.messengers = messengers
 
-    def forward(self, image_BCZYX: Tensor, num_labelled: int | None = None) -> tuple[Tensor, ...]:
+    def forward(
+        self, image_BCZYX: Tensor, num_labelled: int | None = None, *, only_labelled: bool = False
+    ) -> tuple[Tensor, ...]:
         """Return logits_BKZYX, finest (the image's size) first; only that one outside training.
 
         Args:
             num_labelled: number of leading labelled samples in training; None outside (see `Messenger`).
+            only_labelled: decode the labelled samples only, where the others are not learned from.
         """
         patch = image_BCZYX if self.dims == 3 else image_BCZYX.squeeze(2)
         maps = list(self.messengers(self.encoder(patch), num_labelled))
+        if only_labelled:
+            maps = [features[:num_labelled] for features in maps]
         outputs = self.decoder.all_resolutions(maps) if self.training else [self.decoder(maps)]
         return tuple(logits if self.dims == 3 else logits.unsqueeze(2) for logits in outputs)

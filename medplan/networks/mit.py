@@ -24,6 +24,7 @@ REDUCTIONS = (8, 4, 2, 1)
 STRIDES = (4, 2, 2, 2)
 KERNELS = (7, 3, 3, 3)
 EXPANSION = 4
+SMALLEST_SIDE = STRIDES[0] * REDUCTIONS[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +95,14 @@ class MixTransformer(nn.Module):
         """Return four maps, finest first.
 
         Args:
-            image_BCYX: sides of any length; a side n gives ceil(n / 4), ceil(n / 8), ... positions.
+            image_BCYX: sides of 29 or more; a side n gives ceil(n / 4), ceil(n / 8), ... positions.
             num_labelled: handed to the attention of the blocks (see `medplan.networks.messenger`).
         """
+        if min(image_BCYX.shape[2:]) <= SMALLEST_SIDE - 4:
+            raise MethodError(
+                f"a Mix Transformer needs sides of {SMALLEST_SIDE - 3} pixels or more, found "
+                f"{tuple(image_BCYX.shape[2:])}; choose a larger --patch-size, or the encoder 'unet'."
+            )
         maps = []
         features = image_BCYX
         for stage in self.stages:

@@ -60,16 +60,21 @@ class MessengerSegFormer(nn.Module):
         )
         return cls(encoder, MlpHead(encoder.widths, num_outputs), messengers)
 
-    def forward(self, image_BCZYX: Tensor, num_labelled: int | None = None) -> tuple[Tensor, ...]:
+    def forward(
+        self, image_BCZYX: Tensor, num_labelled: int | None = None, *, only_labelled: bool = False
+    ) -> tuple[Tensor, ...]:
         """Return logits_BKZYX of the image's size, alone in a tuple.
 
         Args:
             num_labelled: number of leading labelled samples in training; None outside (see `Messenger`).
+            only_labelled: decode the labelled samples only, where the others are not learned from.
         """
         slices = image_BCZYX.squeeze(2)
         if slices.shape[1] == 1:
             slices = slices.expand(-1, 3, -1, -1)
         maps = self.messengers(self.encoder(slices, num_labelled), num_labelled)
+        if only_labelled:
+            maps = tuple(features[:num_labelled] for features in maps)
         logits = F.interpolate(
             self.decoder(maps), size=slices.shape[2:], mode="bilinear", align_corners=False
         )

@@ -33,15 +33,20 @@ def published_state(encoder):
     return state
 
 
-@pytest.mark.parametrize("height, width", [(64, 64), (50, 43), (33, 97)])
+@pytest.mark.parametrize("height, width", [(64, 64), (50, 43), (29, 97)])
 def test_maps_have_a_quarter_to_a_thirty_second_of_any_size(height, width):
     maps = MixTransformer(TINY)(torch.rand(2, 3, height, width))
     for features, channels, stride in zip(maps, TINY.widths, (4, 8, 16, 32), strict=True):
         assert features.shape == (2, channels, -(-height // stride), -(-width // stride))
 
 
+def test_a_picture_that_is_too_small_is_refused():
+    with pytest.raises(MethodError, match="29 pixels"):
+        MixTransformer(TINY)(torch.rand(1, 3, 28, 64))
+
+
 def test_unknown_size_is_refused_with_the_nearest_name():
-    with pytest.raises(MethodError, match="did you mean .mit_b"):
+    with pytest.raises(MethodError, match="did you mean"):
         MixTransformer("mit_bo")
 
 
