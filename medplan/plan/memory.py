@@ -129,7 +129,8 @@ class _Ledger:
                 self.largest = max(self.largest, self.sizes[key])
                 self.most = max(self.most, self.now)
             self.holders[key] = self.holders.get(key, 0) + 1
-        return _Kept(self, tensor, key)
+        # The result of an operation would keep its own graph, and with it this holder, alive.
+        return _Kept(self, tensor.detach(), key)
 
     def unpack(self, kept: "_Kept") -> Tensor:
         return kept.tensor

@@ -1,13 +1,20 @@
-"""Fingerprints of imaginary datasets."""
+"""Fingerprints of imaginary datasets, and a toy method."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from medplan.data.cases import Case
 from medplan.data.labels import LabelSpace
+from medplan.data.sampling import Labelled
+from medplan.method import Batch, Method, Needs, Phase, Predictor, Progress, Proposal, Situation, Update
+from medplan.methods.supervised import Config
 from medplan.plan.facts import CaseFacts, ClassFacts
 from medplan.plan.fingerprint import Fingerprint
-from medplan.plan.schema import Modality
+from medplan.plan.schema import Modality, Plan
 from medplan.plan.statistics import Intensity
 
 
@@ -73,3 +80,59 @@ def make_fingerprint(
 @pytest.fixture
 def fingerprint() -> Callable[..., Fingerprint]:
     return make_fingerprint
+
+
+class Toy(Method):
+    """A method of one convolution, whose needs a test can change."""
+
+    needs = Needs()
+    Config = Config
+
+    @classmethod
+    def propose(cls, situation: Situation) -> Proposal:
+        return Proposal(fits=True, score=50, reason="a toy")
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self.plan = plan
+        self.conv = nn.Conv3d(plan.num_channels, 8, 3, padding=1)
+
+    def phases(self) -> Sequence[Phase]:
+        role = next(
+            role for role in ("labelled", "atlas", "support", "unlabelled") if self.plan.roles(0).get(role)
+        )
+        batch, steps = self.plan.training.batch_size, self.plan.training.iterations
+        return (
+            Phase(
+                name="only",
+                num_steps=steps,
+                batch_size=batch,
+                sample=Labelled(self.plan.patch_size, role=role),
+            ),
+        )
+
+    def optimizers(self, phase: str) -> dict[str, torch.optim.Optimizer]:
+        return {"main": torch.optim.Adam(self.parameters(), lr=self.plan.training.lr)}
+
+    def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, torch.Tensor]:
+        loss = self.conv(batch["image"]).relu().sum()
+        update.minimise(loss)
+        return {"loss": loss.detach()}
+
+    def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:
+        return lambda patches, corners: self.conv(patches)
+
+
+def make_method(**needs: Any) -> type[Toy]:
+    """Return a toy method with these `Needs`."""
+
+    class Changed(Toy):
+        pass
+
+    Changed.needs = Needs(**needs)
+    return Changed
+
+
+@pytest.fixture
+def toy() -> Callable[..., type[Toy]]:
+    return make_method

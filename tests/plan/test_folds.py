@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from sklearn.model_selection import KFold
@@ -74,7 +76,7 @@ def test_fewer_labels_are_a_subset_of_more(seed: int) -> None:
         for amount in ("1", "10%", "0.2", "50%", "100%")
     ]
     assert [len(ids) for ids in chosen] == [1, 2, 3, 8, 16]
-    assert all(small <= large for small, large in zip(chosen, chosen[1:], strict=False))
+    assert all(small <= large for small, large in pairwise(chosen))
 
 
 def test_other_seeds_keep_other_labels() -> None:
@@ -85,7 +87,9 @@ def test_other_seeds_keep_other_labels() -> None:
 @pytest.mark.parametrize("amount", ["0", "-1", "17", "101%", "1.5", "some"])
 def test_an_impossible_amount_of_labels_is_refused(amount: str) -> None:
     with pytest.raises(PlanError, match="--labelled"):
-        keep_labels([f"c{n}" for n in range(16)], amount=amount, everyone=[f"c{n}" for n in range(20)], seed=0)
+        keep_labels(
+            [f"c{n}" for n in range(16)], amount=amount, everyone=[f"c{n}" for n in range(20)], seed=0
+        )
 
 
 def test_named_cases_keep_their_label_in_every_fold() -> None:

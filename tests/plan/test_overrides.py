@@ -54,7 +54,9 @@ def test_a_setting_without_equals_sign_is_refused() -> None:
 
 def test_settings_reach_every_depth_and_are_given_as_reason() -> None:
     changed = apply_settings(
-        PLAN, {"training.lr": 0.5, "grid.crop": "none", "datasets.0.share": 0.25, "config.momentum": 0.9}, Config
+        PLAN,
+        {"training.lr": 0.5, "grid.crop": "none", "datasets.0.share": 0.25, "config.momentum": 0.9},
+        Config,
     )
     assert changed.training.lr == 0.5
     assert changed.grid.crop == "none"
