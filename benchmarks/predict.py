@@ -1,0 +1,327 @@
+"""Prediction of one case, whole processes, ours against nnU-Net 2.8.1 with equal networks.
+
+    python benchmarks/predict.py --image SCAN.nii.gz [--nnunet-python PATH/TO/python]
+
+Both sides predict the same scan at 1.5 mm with the same plain U-Net of random weights (written by nnU-Net's
+environment as TorchScript, so that the arithmetic is equal), the same window and half overlap, no mirroring,
+on the same cores. Measured are wall time, CPU time and peak memory of the whole process tree, each the best
+of ``--repeats``. Targets: 0.30 of nnU-Net's default mode and 0.50 of its sequential mode (``-npp 0 -nps 0``).
+Without ``--nnunet-python`` only ours is measured, with a network of the same shape made here.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PATCH = (40, 64, 80)
+SPACING_MM = (1.5, 1.5, 1.5)
+FEATURES = (32, 64, 128, 256, 320)
+STRIDES = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
+MODES = {"default": (), "sequential": ("-npp", "0", "-nps", "0")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--image", type=Path, required=True, help="one NIfTI scan of one channel")
+    parser.add_argument("--nnunet-python", help="a Python that has nnunetv2 2.8.1")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child is not None:
+        predict(arguments.child)
+        return
+    figures: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "in").mkdir()
+        shutil.copyfile(arguments.image, folder / "in" / f"case_0000{''.join(arguments.image.suffixes[-2:])}")
+        peer = arguments.nnunet_python
+        if peer:
+            subprocess.run([peer, "-c", PEER_MODEL, str(folder), json.dumps(settings())], check=True)
+        write_model(folder)
+        ours = [sys.executable, __file__, "--image", str(arguments.image), "--child", str(folder)]
+        figures["ours"] = best(ours, folder / "out", arguments.repeats, {})
+        for name, flags in MODES.items() if peer else ():
+            command = [peer, "-c", PEER_PREDICT, str(folder), *flags]
+            figures[name] = best(command, folder / "peer_out", arguments.repeats, peer_environment(folder))
+            figures[f"ratio to {name}"] = {
+                key: figures["ours"][key] / figures[name][key] for key in figures["ours"]
+            }
+        if peer:
+            figures["agreement"] = {"voxels": agreement(folder)}
+    print(json.dumps({name: {k: round(v, 3) for k, v in f.items()} for name, f in figures.items()}, indent=1))
+
+
+def settings() -> dict[str, Any]:
+    return {"patch": PATCH, "spacing": SPACING_MM, "features": FEATURES, "strides": STRIDES}
+
+
+def best(command: Sequence[str], output: Path, repeats: int, environment: dict[str, str]) -> dict[str, float]:
+    """Run a command several times from scratch; return the smallest of each figure."""
+    runs = []
+    for _ in range(repeats):
+        shutil.rmtree(output, ignore_errors=True)
+        runs.append(measure(command, environment))
+    return {key: min(run[key] for run in runs) for key in runs[0]}
+
+
+def measure(command: Sequence[str], environment: dict[str, str]) -> dict[str, float]:
+    """Return wall and CPU seconds, and the peak of the proportional memory of the process tree in MB."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    log = tempfile.TemporaryFile()
+    process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
+    peak, stop = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.1):
+            peak[0] = max(peak[0], tree_memory(process.pid))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    status = process.wait()
+    seconds = time.monotonic() - start
+    stop.set()
+    watcher.join()
+    if status:
+        log.seek(0)
+        sys.exit(log.read().decode()[-3000:])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"seconds": seconds, "cpu_seconds": cpu, "peak_mb": peak[0]}
+
+
+def tree_memory(root: int) -> float:
+    """Return the proportional set size in MB of a process and its descendants (Linux)."""
+    pending, total = [root], 0.0
+    while pending:
+        number = pending.pop()
+        try:
+            rollup = Path(f"/proc/{number}/smaps_rollup").read_text()
+            total += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+            for task in Path(f"/proc/{number}/task").iterdir():
+                pending += map(int, (task / "children").read_text().split())
+        except (OSError, StopIteration):
+            continue
+    return total / 1000
+
+
+def predict(folder: Path) -> None:
+    """Predict in this process as the command line does."""
+    from medplan import registry
+    from medplan.predict.model import Model
+    from medplan.predict.run import predict as predict_files
+    from medplan.runtime import tune_allocator
+
+    tune_allocator()
+    registry.find = lambda name: method(folder)  # type: ignore[assignment]
+    predict_files(folder / "in", folder / "out", Model.load(folder / "run", device="cpu"))
+
+
+def write_model(folder: Path) -> None:
+    """Write a run folder with the peer's network, or one of the same shape."""
+    import torch
+
+    from medplan import checkpoint
+    from medplan.data.labels import LabelSpace
+    from medplan.plan.schema import DatasetPlan, Grid, Normalisation, Plan, Training
+
+    dataset = DatasetPlan(
+        name="Benchmark",
+        channels=("MR",),
+        modalities=("MR",),
+        labels=LabelSpace(names=("atrium",), values=((1,),)),
+        normalisations=(Normalisation(scheme="zscore", nonzero_only=False),),
+        folds=({"labelled": ("case",)},),
+    )
+    plan = Plan(
+        name="Benchmark",
+        method="equal",
+        dims=3,
+        datasets=(dataset,),
+        grid=Grid(spacing_mm=SPACING_MM, orientation=None, crop="nonzero"),
+        patch_size=PATCH,
+        encoder="plain",
+        training=Training(iterations=1, batch_size=1, lr=0.01),
+    )
+    torch.manual_seed(0)
+    facts = {"fold": 0, "step": 1, "score": None}
+    checkpoint.save_weights(folder / "run" / "fold_0" / "best.pt", method(folder)(plan), plan, **facts)
+
+
+def method(folder: Path) -> Any:
+    """Return a method around the peer's TorchScript network, or around a U-Net of the same shape."""
+    import torch
+
+    from medplan.method import Method, Needs, Proposal
+
+    class Equal(Method):
+        needs = Needs()
+        Config = dict
+
+        def __init__(self, plan: Any) -> None:
+            super().__init__(plan)
+            script = folder / "network.ts"
+            self.network = torch.jit.load(script) if script.is_file() else unet()
+
+        @classmethod
+        def propose(cls, situation: Any) -> Proposal:
+            return Proposal(fits=True, score=0, reason="a benchmark")
+
+        def phases(self) -> Any:
+            return ()
+
+        def optimizers(self, phase: str) -> Any:
+            return {}
+
+        def training_step(self, batch: Any, update: Any, at: Any) -> Any:
+            return {}
+
+        def predictor(self, case: Any, support: Any) -> Any:
+            return lambda patches, corners: self.network(patches).float()
+
+    return Equal
+
+
+def unet() -> Any:
+    """Return a plain U-Net with two convolutions per stage, nnU-Net's shape."""
+    import torch
+    from torch import nn
+
+    def block(inputs: int, outputs: int, stride: tuple[int, ...] = (1, 1, 1)) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for number in range(2):
+            size = stride if number == 0 else (1, 1, 1)
+            layers += [nn.Conv3d(inputs if number == 0 else outputs, outputs, 3, size, 1)]
+            layers += [nn.InstanceNorm3d(outputs, affine=True), nn.LeakyReLU(inplace=True)]
+        return nn.Sequential(*layers)
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            widths = (1, *FEATURES)
+            pairs = zip(widths, FEATURES, STRIDES, strict=False)
+            self.down = nn.ModuleList(block(a, b, stride) for a, b, stride in pairs)
+            steps = list(zip(FEATURES[:0:-1], FEATURES[-2::-1], STRIDES[:0:-1], strict=True))
+            self.up = nn.ModuleList(nn.ConvTranspose3d(a, b, stride, stride) for a, b, stride in steps)
+            self.merge = nn.ModuleList(block(2 * b, b) for _, b, _ in steps)
+            self.head = nn.Conv3d(FEATURES[0], 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            skips = []
+            for stage in self.down:
+                x = stage(x)
+                skips.append(x)
+            for up, merge, skip in zip(self.up, self.merge, skips[-2::-1], strict=True):
+                x = merge(torch.cat([up(x), skip], 1))
+            return self.head(x)
+
+    return Plain()
+
+
+def peer_environment(folder: Path) -> dict[str, str]:
+    names = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+    return {name: str(folder / "peer") for name in names}
+
+
+def agreement(folder: Path) -> float:
+    """Return the share of voxels in which both label maps are equal."""
+    import numpy as np
+
+    from medplan.data.images import read_label
+
+    (ours,) = (folder / "out").glob("case.*")
+    (theirs,) = (folder / "peer_out").glob("case.*")
+    return float(np.mean(read_label(ours)[0] == read_label(theirs)[0]))
+
+
+PEER_MODEL = """
+import json, sys
+from pathlib import Path
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+
+folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+stages = len(settings["features"])
+arguments = {
+    "n_stages": stages, "features_per_stage": settings["features"], "kernel_sizes": [[3, 3, 3]] * stages,
+    "strides": settings["strides"], "n_conv_per_stage": [2] * stages,
+    "n_conv_per_stage_decoder": [2] * (stages - 1), "conv_bias": True, "norm_op_kwargs": {"eps": 1e-5,
+    "affine": True}, "dropout_op_kwargs": None, "nonlin_kwargs": {"inplace": True},
+}
+torch.manual_seed(0)
+network = PlainConvUNet(
+    input_channels=1, num_classes=2, conv_op=torch.nn.Conv3d, norm_op=torch.nn.InstanceNorm3d,
+    nonlin=torch.nn.LeakyReLU, deep_supervision=False, **arguments,
+).eval()
+torch.jit.trace(network, torch.zeros(1, 1, *settings["patch"])).save(str(folder / "network.ts"))
+arguments |= {
+    "conv_op": "torch.nn.modules.conv.Conv3d", "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+    "dropout_op": None, "nonlin": "torch.nn.LeakyReLU",
+}
+resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
+configuration = {
+    "data_identifier": "x", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2,
+    "patch_size": settings["patch"], "spacing": settings["spacing"],
+    "normalization_schemes": ["ZScoreNormalization"], "use_mask_for_norm": [False],
+    "resampling_fn_data": "resample_data_or_seg_to_shape", "resampling_fn_data_kwargs": resampling,
+    "resampling_fn_seg": "resample_data_or_seg_to_shape",
+    "resampling_fn_seg_kwargs": {**resampling, "is_seg": True, "order": 1},
+    "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+    "resampling_fn_probabilities_kwargs": {**resampling, "order": 1},
+    "batch_dice": False,
+    "architecture": {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": arguments,
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    },
+}
+plans = {
+    "dataset_name": "Dataset900_B", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO",
+    "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2],
+    "configurations": {"3d_fullres": configuration}, "label_manager": "LabelManager",
+    "foreground_intensity_properties_per_channel": {"0": {}},
+    "original_median_spacing_after_transp": settings["spacing"],
+    "original_median_shape_after_transp": settings["patch"], "experiment_planner_used": "ExperimentPlanner",
+}
+ending = ".nii.gz" if list((folder / "in").glob("*.nii.gz")) else ".nii"
+dataset = {
+    "channel_names": {"0": "MR"}, "labels": {"background": 0, "atrium": 1}, "numTraining": 1, "file_ending":
+    ending
+}
+target = folder / "peer" / "model"
+(target / "fold_0").mkdir(parents=True)
+(target / "plans.json").write_text(json.dumps(plans))
+(target / "dataset.json").write_text(json.dumps(dataset))
+state = {
+    "network_weights": network.state_dict(), "optimizer_state": {}, "trainer_name": "nnUNetTrainer",
+    "init_args": {"configuration": "3d_fullres"}, "inference_allowed_mirroring_axes": None,
+}
+torch.save(state, target / "fold_0" / "checkpoint_final.pth")
+"""
+
+PEER_PREDICT = """
+import sys
+from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder
+
+if __name__ == "__main__":
+    folder, *flags = sys.argv[1:]
+    sys.argv = [
+        "predict", "-i", folder + "/in", "-o", folder + "/peer_out", "-m", folder + "/peer/model", "-f", "0",
+        "--disable_tta", "-device", "cpu", *flags,
+    ]
+    predict_entry_point_modelfolder()
+"""
+
+
+if __name__ == "__main__":
+    main()
