@@ -135,8 +135,11 @@ class CaseFiles:
         return self.folder / f"{self.id}.locations.npy"
 
 
-def open_case(folder: Path, key: str, *, domain: str | None = None) -> Case:
+def open_case(folder: Path, key: str, *, domain: str | None = None, with_label: bool = True) -> Case:
     """Open a preprocessed case; volumes are not read.
+
+    Args:
+        with_label: False leaves the label and its locations closed, as if the case had none.
 
     Raises: PlanError if it is not there.
     """
@@ -145,7 +148,8 @@ def open_case(folder: Path, key: str, *, domain: str | None = None) -> Case:
         raise PlanError(_missing([key], folder))
     record = read_json(CaseRecord, files.record)
     locations: dict[int, npt.NDArray[np.integer]] = {}
-    if record.is_labelled:
+    is_labelled = record.is_labelled and with_label
+    if is_labelled:
         table = np.load(files.locations)
         # Rows are sorted by code, so that each code is one slice.
         starts = np.searchsorted(table[:, 0], [*record.codes, np.iinfo(np.int32).max])
@@ -154,7 +158,7 @@ def open_case(folder: Path, key: str, *, domain: str | None = None) -> Case:
     return Case(
         key=key,
         pixels=_open_volume(files.image),
-        codes=_open_volume(files.label) if record.is_labelled else None,
+        codes=_open_volume(files.label) if is_labelled else None,
         spacing_mm=record.spacing_mm,
         locations=locations,
         domain=domain,
@@ -201,12 +205,17 @@ class CaseStore:
         return tuple(dict.fromkeys(key for keys in self._roles.values() for key in keys))
 
     def __getitem__(self, key: str) -> Case:
-        """Open a case (header only; nothing is decompressed)."""
+        """Open a case (header only; nothing is decompressed).
+
+        A case whose role in the fold is `unlabelled` has no label here, even if there is one on disk.
+        """
         if key in self._opened:
             self._opened.move_to_end(key)
             return self._opened[key]
         plan = self.plan_of(key)
-        case = open_case(self._folders[plan.name], key, domain=plan.domains.get(key.split("/", 1)[1]))
+        domain = plan.domains.get(key.split("/", 1)[1])
+        is_hidden = key in self.role("unlabelled")
+        case = open_case(self._folders[plan.name], key, domain=domain, with_label=not is_hidden)
         self._opened[key] = case
         if len(self._opened) > _NUM_OPEN:
             self._opened.popitem(last=False)
