@@ -225,11 +225,16 @@ def adjust_contrast(image: Tensor, factor: float) -> Tensor:
 
 def adjust_gamma(image: Tensor, exponent: float) -> Tensor:
     """Raise the intensities, mapped to [0, 1], to a power in place; mean and deviation stay."""
-    std, mean = torch.std_mean(image)
-    low, high = image.aminmax()
-    image.sub_(low).div_((high - low).clamp_min(1e-7)).pow_(exponent)
-    new_std, new_mean = torch.std_mean(image)
-    return image.sub_(new_mean).mul_(std / new_std.clamp_min(1e-7)).add_(mean)
+    mean, (low, high) = image.mean(), image.aminmax()
+    spread = _spread(image.sub_(mean))
+    image.sub_(low - mean).div_((high - low).clamp_min(1e-7)).clamp_(0, 1).pow_(exponent)
+    image.sub_(image.mean())
+    return image.mul_(spread / _spread(image).clamp_min(1e-7)).add_(mean)
+
+
+def _spread(centred: Tensor) -> Tensor:
+    """Return the root mean square: what `std` gives, several times faster, for an image whose mean is 0."""
+    return torch.linalg.vector_norm(centred) / centred.numel() ** 0.5
 
 
 def _either_side_of_one(rng: np.random.Generator, low: float, high: float) -> float:

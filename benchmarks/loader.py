@@ -1,0 +1,181 @@
+"""Patches per second of cropping and full augmentation on one core, ours and nnU-Net's on the same data.
+
+    python benchmarks/loader.py --patch 96 128 192 [--nnunet-python PATH/TO/python]
+
+Phantoms of the size of cropped left-atrium scans are written as chunked arrays that both programs read.
+nnU-Net runs in its own process and environment; without ``--nnunet-python`` only our figure is measured.
+Seconds are of processor time, so that other work on the machine does not count.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+SHAPE = (88, 140, 190)
+"""Voxels of a cropped left-atrium scan: z, y, x are 88, 135..148, 171..216 there."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--patch", type=int, nargs=3, default=(96, 128, 192))
+    parser.add_argument("--seconds", type=float, default=20.0, help="of measuring, after warming up")
+    parser.add_argument("--nnunet-python", help="a Python that has nnunetv2 2.8.1")
+    parser.add_argument("--cases", type=int, default=10)
+    arguments = parser.parse_args()
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS"):
+        os.environ[name] = "1"
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        patch = tuple(arguments.patch)
+        write_cases(folder, patch, arguments.cases)
+        figures = {"ours": measure(folder, patch, arguments.seconds)}
+        if arguments.nnunet_python:
+            figures["nnunet"] = measure_nnunet(arguments.nnunet_python, folder, patch, arguments.seconds)
+            figures["ratio"] = figures["ours"] / figures["nnunet"]
+    print(json.dumps({"patch": patch, **{name: round(value, 2) for name, value in figures.items()}}))
+
+
+def write_cases(folder: Path, patch: tuple[int, ...], num_cases: int) -> None:
+    """Write noise over a smooth body and a blob as label, in the chunking of nnU-Net and medplan alike."""
+    import blosc2
+    import numpy as np
+    from scipy.ndimage import gaussian_filter
+
+    blosc2.set_nthreads(1)
+    rng = np.random.default_rng(0)
+    for number in range(num_cases):
+        smooth = gaussian_filter(rng.standard_normal(SHAPE), 6)
+        image = (smooth / smooth.std() + 0.1 * rng.standard_normal(SHAPE)).astype(np.float32)[None]
+        label = (smooth > 1.5 * smooth.std()).astype(np.int16)[None]
+        blocks = (1, *(min(32, size) for size in patch))
+        for name, array in ((f"case{number}", image), (f"case{number}_seg", label)):
+            settings = {"urlpath": str(folder / f"{name}.b2nd"), "chunks": (1, *SHAPE), "blocks": blocks}
+            blosc2.asarray(array, **settings, cparams={"codec": blosc2.Codec.ZSTD, "clevel": 8})
+        places = np.argwhere(label == 1)
+        np.save(folder / f"case{number}.npy", places[rng.permutation(len(places))[:10000]])
+
+
+def measure(folder: Path, patch: tuple[int, ...], seconds: float) -> float:
+    """Return patches per second of our sampler and augmentation in this process."""
+    import blosc2
+    import numpy as np
+    import torch
+
+    from medplan.data.augment import Augmentation
+    from medplan.data.cases import Case
+    from medplan.data.sampling import Labelled
+    from medplan.data.spatial import Spatial
+    from medplan.method import Phase
+    from medplan.runtime import tune_allocator
+    from medplan.train.loader import collate, draw
+
+    torch.set_num_threads(1)
+    tune_allocator()
+
+    class Store:
+        """Cases of a folder; opened once, as the trainer's store keeps them."""
+
+        def __init__(self) -> None:
+            self.keys = tuple(sorted(f"LA/{path.stem}" for path in folder.glob("case*.npy")))
+            self.cases = {key: self.open(key) for key in self.keys}
+
+        def open(self, key: str) -> Case:
+            name = key.split("/")[1]
+            pixels = blosc2.open(str(folder / f"{name}.b2nd"), mode="r", dparams={"nthreads": 1})
+            codes = blosc2.open(str(folder / f"{name}_seg.b2nd"), mode="r", dparams={"nthreads": 1})
+            places = np.load(folder / f"{name}.npy")[:, 1:]
+            return Case(key=key, pixels=pixels, codes=_Squeezed(codes), locations={1: places})
+
+        def role(self, name: str) -> tuple[str, ...]:
+            return self.keys
+
+        def __getitem__(self, key: str) -> Case:
+            return self.cases[key]
+
+    store, size = Store(), (patch[0], patch[1], patch[2])
+    sample = Labelled(size, spatial=Spatial.for_patch(size))
+    augment = Augmentation(patch_size=size)
+    phase = Phase(name="train", num_steps=10**6, batch_size=2, sample=sample)
+
+    def batch(index: int) -> None:
+        items = [draw(store, phase, 2 * index + offset, seed=0) for offset in range(2)]  # type: ignore[arg-type]
+        with torch.no_grad():
+            augment(collate(items), torch.Generator())
+
+    return _per_second(batch, seconds)
+
+
+class _Squeezed:
+    """A label of shape (1, Z, Y, X) seen as (Z, Y, X)."""
+
+    def __init__(self, array: object) -> None:
+        self._array = array
+        self.shape = array.shape[1:]  # type: ignore[attr-defined]
+        self.dtype = array.dtype  # type: ignore[attr-defined]
+
+    def __getitem__(self, box: tuple[slice, ...]) -> object:
+        return self._array[(0, *box)]  # type: ignore[index]
+
+
+def _per_second(batch: object, seconds: float) -> float:
+    for index in range(5):
+        batch(index)  # type: ignore[operator]
+    start, count = time.process_time(), 0
+    while time.process_time() - start < seconds:
+        batch(5 + count)  # type: ignore[operator]
+        count += 1
+    return 2 * count / (time.process_time() - start)
+
+
+NNUNET = """
+import sys, time, json, pickle
+from pathlib import Path
+import numpy as np, torch
+torch.set_num_threads(1)
+folder, patch, seconds = Path(sys.argv[1]), json.loads(sys.argv[2]), float(sys.argv[3])
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+for path in folder.glob("case*.npy"):
+    places = np.load(path)
+    with open(path.with_suffix(".pkl"), "wb") as file:
+        pickle.dump({"class_locations": {1: places}}, file)
+radians = 30 / 360 * 2 * np.pi
+rotation = (-radians, radians)
+initial = get_patch_size(patch, rotation, rotation, rotation, (0.85, 1.25))
+manager = LabelManager({"background": 0, "atrium": 1}, None)
+transforms = nnUNetTrainer.get_training_transforms(patch, rotation, None, (0, 1, 2), False)
+data = nnUNetDatasetBlosc2(str(folder))
+loader = nnUNetDataLoader(
+    data, 2, initial, patch, manager, oversample_foreground_percent=0.33, transforms=transforms
+)
+for _ in range(5):
+    next(loader)
+start, count = time.process_time(), 0
+while time.process_time() - start < seconds:
+    next(loader)
+    count += 1
+print("RESULT", 2 * count / (time.process_time() - start))
+"""
+
+
+def measure_nnunet(python: str, folder: Path, patch: tuple[int, ...], seconds: float) -> float:
+    """Return patches per second of nnU-Net's loader with its default augmentation, in its own process."""
+    command = [python, "-c", NNUNET, str(folder), json.dumps(list(patch)), str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    if not results:
+        raise SystemExit(f"nnU-Net did not finish:\n{done.stderr}")
+    return float(results[0].split()[1])
+
+
+if __name__ == "__main__":
+    main()
