@@ -27,7 +27,8 @@ Outcome = Literal["both", "missed", "false alarm", "absent"]
 Labels = npt.NDArray[np.integer]
 
 # Above this many pairs of raw values the label maps are translated first: slower, but with a small table.
-MAX_PAIRS = 2**20
+MAX_PAIRS = 2**16
+CHUNK = 2**17
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,13 +160,18 @@ def confusion_matrix(
 def _joint(
     prediction: Labels, reference: Labels, pred_low: int, ref_low: int, pred_span: int, ref_span: int
 ) -> npt.NDArray[np.int64]:
-    pairs = reference.astype(np.intp, order="C")
-    pairs -= ref_low
-    pairs *= pred_span
-    np.add(pairs, prediction, out=pairs, casting="unsafe")
-    pairs -= pred_low
-    counts = np.bincount(pairs.ravel(), minlength=ref_span * pred_span)
-    return counts.reshape(ref_span, pred_span).astype(np.int64, copy=False)
+    counts = np.zeros(ref_span * pred_span, dtype=np.int64)
+    flat_pred, flat_ref = prediction.reshape(-1), reference.reshape(-1)
+    # Piece by piece, because a pair takes eight bytes where a label takes one.
+    for start in range(0, flat_ref.size, CHUNK):
+        piece = slice(start, start + CHUNK)
+        pairs = flat_ref[piece].astype(np.intp)
+        pairs -= ref_low
+        pairs *= pred_span
+        np.add(pairs, flat_pred[piece], out=pairs, casting="unsafe")
+        pairs -= pred_low
+        counts += np.bincount(pairs, minlength=len(counts))
+    return counts.reshape(ref_span, pred_span)
 
 
 def _members(labels: LabelSpace) -> npt.NDArray[np.int64]:

@@ -77,9 +77,9 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     return Evaluation(name="test, best", summary=evaluate(folder / "p", folder / "r", LABELS), images=images)
 
 
-@pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "fold0"
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "fold0"
     folder.mkdir()
     lines = (
         json.dumps({"step": s, "phase": "main", "loss": 1.0 / (s + 1), "val_dice": s / 60}) for s in range(50)
@@ -97,10 +97,12 @@ def run_folder(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_page_loads_nothing_and_names_every_case(
-    evaluation: Evaluation, run_folder: Path, tmp_path: Path
-) -> None:
-    page = write_report(run_folder, tmp_path / "report.html", evaluations=[evaluation])
+@pytest.fixture(scope="module")
+def page(evaluation: Evaluation, run_folder: Path) -> Path:
+    return write_report(run_folder, run_folder / "report.html", evaluations=[evaluation])
+
+
+def test_the_page_loads_nothing_and_names_every_case(page: Path, evaluation: Evaluation) -> None:
     found, text = check(page), page.read_text()
     assert found.loads and all(load.startswith("data:image/") for load in found.loads)
     assert not {"script", "link", "iframe", "object"} & set(found.tags)
@@ -108,10 +110,8 @@ def test_the_page_loads_nothing_and_names_every_case(
     assert all(case.id in text for case in evaluation.summary.cases)
 
 
-def test_the_page_shows_worst_median_and_best_cases_once(
-    evaluation: Evaluation, run_folder: Path, tmp_path: Path
-) -> None:
-    text = write_report(run_folder, tmp_path / "report.html", evaluations=[evaluation]).read_text()
+def test_the_page_shows_worst_median_and_best_cases_once(page: Path) -> None:
+    text = page.read_text()
     shown = re.findall(r'class="rank">(\w+)</span><b>(\w+)</b>', text)
     assert [kind for kind, _ in shown] == ["worst"] * 4 + ["median"] * 2 + ["best"] * 2
     assert len({case for _, case in shown}) == len(shown) == text.count("<img ")
@@ -119,16 +119,16 @@ def test_the_page_shows_worst_median_and_best_cases_once(
 
 
 def test_texts_are_escaped(evaluation: Evaluation, run_folder: Path, tmp_path: Path) -> None:
-    text = write_report(
-        run_folder, tmp_path / "r.html", evaluations=[evaluation], title="<b>A & B</b>"
-    ).read_text()
+    bare = Evaluation(name="<i>test</i>", summary=evaluation.summary)
+    text = write_report(run_folder, tmp_path / "r.html", evaluations=[bare], title="<b>A & B</b>").read_text()
     assert "&lt;b&gt;A &amp; B&lt;/b&gt;" in text and "<b>A & B" not in text
     assert "liver &lt;left &amp; right&gt;" in text and "<left" not in text
     assert "fits &lt;24&gt; GB" in text
+    assert "<i>test" not in text
 
 
-def test_the_plan_is_shown_with_its_reasons(evaluation: Evaluation, run_folder: Path, tmp_path: Path) -> None:
-    text = write_report(run_folder, tmp_path / "r.html", evaluations=[evaluation]).read_text()
+def test_the_plan_is_shown_with_its_reasons(page: Path) -> None:
+    text = page.read_text()
     for words in ("training.lr", "as in the paper", "all labelled", "2 labelled, 1 validation", "2.14.1"):
         assert words in text
 

@@ -27,10 +27,8 @@ def test_any_number_becomes_a_curve_and_anything_else_is_passed_over(tmp_path: P
 
 
 def test_steps_repeated_after_a_resume_replace_those_before(tmp_path: Path) -> None:
-    entries = [
-        {"step": step, "phase": "main", "loss": loss}
-        for step, loss in ((0, 3), (5, 2), (10, 9), (5, 1), (10, 0))
-    ]
+    points = ((0, 3), (5, 2), (10, 9), (5, 1), (10, 0))
+    entries = [{"step": step, "phase": "main", "loss": loss} for step, loss in points]
     curve = read_log(write_log(tmp_path / "log.jsonl", *entries)).curves["loss"]
     assert (curve.steps, curve.values) == ((0, 5, 10), (3, 1, 0))
 
@@ -56,10 +54,8 @@ def test_curves_are_told_apart_by_their_key(key: str, kind: str) -> None:
 def test_progress_is_drawn_from_the_first_line_on(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     for count in (0, 1, 40):
-        entries = [
-            {"step": s, "phase": "main", "loss": 1 / (s + 1), "lr": 0.1, "val_dice": s / 50}
-            for s in range(count)
-        ]
+        numbers = ({"loss": 1 / (s + 1), "lr": 0.1, "val_dice": s / 50} for s in range(count))
+        entries = [{"step": s, "phase": "main", **more} for s, more in enumerate(numbers)]
         png = progress(write_log(log, *entries), tmp_path / "progress.png")
         assert png.read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "progress.png"]
