@@ -3,16 +3,15 @@
 Label maps here hold raw values, as label files do.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from acvl_utils.morphology.morphology_helper import cc3d_label_with_component_sizes
-from scipy.ndimage import find_objects
 
+from medplan.data.boxes import Box, value_boxes
 from medplan.data.labels import LabelSpace
 from medplan.records import read_json, write_json
 
@@ -77,11 +76,14 @@ def apply(record: Postprocessing, label: LabelMap, labels: LabelSpace) -> LabelM
     if record.does_nothing:
         return label
     label = label.copy()
+    everything = sorted({value for values in labels.values for value in values if value})
+    # Voxels are only taken away, so that these boxes stay large enough.
+    boxes = value_boxes(label, everything)
     if record.largest_foreground:
-        _keep_largest(label, sorted({value for values in labels.values for value in values if value}))
+        _keep_largest(label, everything, boxes)
     for name, values in zip(labels.names, labels.values, strict=True):
         if name in record.largest_of:
-            _keep_largest(label, values)
+            _keep_largest(label, values, boxes)
     return label
 
 
@@ -125,25 +127,21 @@ def decide(pairs: Iterable[tuple[LabelMap, LabelMap]], labels: LabelSpace) -> Po
     )
 
 
-def _keep_largest(label: LabelMap, values: Iterable[int]) -> None:
+def _keep_largest(label: LabelMap, values: Sequence[int], boxes: Mapping[int, Box]) -> None:
     """Set to 0, in place, the voxels with these values outside their largest component."""
-    wanted = tuple(values)
-    boxes = [box for value, box in _boxes(label).items() if value in wanted]
-    if not boxes:
+    # Imported here: it brings scikit-image along, and most predictions need no components.
+    from acvl_utils.morphology.morphology_helper import cc3d_label_with_component_sizes
+
+    own = [boxes[value] for value in values if value in boxes]
+    if not own:
         return
-    lower = [min(box[axis].start for box in boxes) for axis in range(3)]
-    upper = [max(box[axis].stop for box in boxes) for axis in range(3)]
-    part = label[tuple(slice(first, last) for first, last in zip(lower, upper, strict=True))]
-    mask = np.isin(part, wanted)
+    lower = np.min([first for first, _ in own], axis=0)
+    upper = np.max([behind for _, behind in own], axis=0)
+    part = label[tuple(slice(first, behind) for first, behind in zip(lower, upper, strict=True))]
+    mask = np.isin(part, values)
     components, sizes = cc3d_label_with_component_sizes(mask, connectivity=TOUCHING_CORNERS)
     if len(sizes) > 1:
         part[mask & (components != max(sizes, key=lambda number: sizes[number]))] = 0
-
-
-def _boxes(label: LabelMap) -> dict[int, tuple[slice, ...]]:
-    unsigned = label if label.dtype.kind == "u" else np.maximum(label, 0)
-    found = find_objects(unsigned.astype(np.int32, copy=False) if label.dtype.itemsize > 2 else unsigned)
-    return {value: box for value, box in enumerate(found, 1) if box is not None}
 
 
 def _dice(predicted: LabelMap, reference: LabelMap, labels: LabelSpace) -> Scores:
