@@ -106,6 +106,8 @@ def merge(parts: Sequence[Histogram]) -> Histogram:
 
     This is what nnU-Net's sampling of equally many voxels per case tends to with ever more samples.
     """
+    if len(parts) == 1:
+        return parts[0]
     values = np.concatenate([part.values for part in parts])
     # A common large total keeps the definition of percentiles, which counts voxels.
     weight = max(part.total for part in parts)

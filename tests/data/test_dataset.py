@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as Pillow
-from test_images import write_series
 
 from medplan.data.dataset import find_inputs, open_dataset
 from medplan.data.images import read_image
 from medplan.errors import DataError
+from tests.data.test_images import write_series
 
 
 def describe(folder: Path, **changes: Any) -> Path:
