@@ -97,10 +97,9 @@ class Supervised(Method):
             plan.dims,
             deep_supervision=self.config.deep_supervision,
         )
-        self.mirror_axes = self.config.mirror_axes
-        if self.mirror_axes is None:
-            axes = (0, 1, 2) if plan.dims == 3 else (1, 2)
-            self.mirror_axes = axes[:-1] if tells_sides(labels.names) else axes
+        axes = (0, 1, 2) if plan.dims == 3 else (1, 2)
+        safe = axes[:-1] if tells_sides(labels.names) else axes
+        self.mirror_axes = safe if self.config.mirror_axes is None else self.config.mirror_axes
         batch_dice = plan.dims == 2 if self.config.batch_dice is None else self.config.batch_dice
         self.loss = SegmentationLoss(labels, batch_dice=batch_dice)
 

@@ -159,26 +159,28 @@ def assign_roles(
     folds, reasons["folds"] = split(pool)
     single = next((role for role in ("atlas", "support") if role in needs), None)
     template = _template(pool, labelled_cases) if single else None
+    taken = {template} if template is not None else set()
+    learns_labels = single is None or "labelled" in needs
     result = []
     for training, validation in folds:
-        keep = tuple(training)
-        if single is None and labelled_cases:
-            keep = tuple(sorted(labelled_cases))
-        elif single is None and labelled is not None:
-            keep = keep_labels(training, amount=labelled, everyone=[e.id for e in pool], seed=seed)
-        roles: dict[str, tuple[str, ...]] = {}
+        keep = tuple(case for case in training if case not in taken and learns_labels)
+        if learns_labels and labelled_cases:
+            keep = tuple(sorted(set(labelled_cases) - taken))
+        elif learns_labels and labelled is not None:
+            keep = keep_labels(keep, amount=labelled, everyone=[entry.id for entry in pool], seed=seed)
+        used = {*taken, *keep}
+        roles: dict[str, tuple[str, ...]] = {"labelled": keep}
         if single is not None and template is not None:
             roles[single] = (template,)
-            validation = tuple(case for case in validation if case != template)
-            keep = tuple(case for case in training if case != template) if "labelled" in needs else ()
-        validation = tuple(case for case in validation if case not in keep)
-        roles["labelled"] = keep
-        used = {case for ids in roles.values() for case in ids} | set(validation)
-        roles["unlabelled"] = tuple(sorted((free | set(training)) - used))
-        roles["validation"] = validation
+        roles["validation"] = tuple(case for case in validation if case not in used)
+        roles["unlabelled"] = tuple(sorted((free | set(training)) - used - set(validation)))
         roles["test"] = tuple(sorted(left_out))
         result.append({role: ids for role, ids in roles.items() if ids})
-    if single is None and (labelled is not None or labelled_cases):
+    if labelled is not None and not learns_labels:
+        reasons["folds.labelled"] = (
+            f"the method learns from one label whatever --labelled {labelled} would leave"
+        )
+    elif learns_labels and (labelled is not None or labelled_cases):
         asked = f"--labelled {labelled}" if not labelled_cases else "--labelled-cases"
         kept = len(result[0].get("labelled", ()))
         reasons["folds.labelled"] = (

@@ -216,11 +216,11 @@ def _flops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: 
         return 0
     first, second = args[0], args[1]
     if func in (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d):
-        return 2 * first.numel() * second[0].numel()
+        return int(2 * first.numel() * second[0].numel())
     if func in (F.conv1d, F.conv2d, F.conv3d):
         return 2 * result.numel() * second[0].numel()
     if func is F.scaled_dot_product_attention:
-        return 4 * first.numel() * second.shape[-2]
+        return int(4 * first.numel() * second.shape[-2])
     return 2 * result.numel() * int(first.shape[-1])
 
 

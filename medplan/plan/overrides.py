@@ -66,7 +66,8 @@ class Overrides:
         if key in self.settings:
             return self.settings[key], f"set by the user (--set {key}=...)"
         if named is not None and getattr(self, named) is not None:
-            return getattr(self, named), f"set by the user (--{named.replace('_', '-')})"
+            flag = "iters" if named == "iterations" else named.replace("_", "-")
+            return getattr(self, named), f"set by the user (--{flag})"
         return None
 
 

@@ -280,7 +280,7 @@ def _config(
 ) -> dict[str, Any]:
     changed = {key[7:]: value for key, value in overrides.settings.items() if key.startswith("config.")}
     plain = {key: value for key, value in changed.items() if "." not in key}
-    config = decode(method_class.Config, {**encode(proposal.config), **plain}, where=f"{method} config")
+    config: Any = decode(method_class.Config, {**encode(proposal.config), **plain}, where=f"{method} config")
     return dict(encode(config))
 
 
@@ -320,7 +320,7 @@ def _fill_memory(
         largest = tuple(max(shape[axis] for shape in shapes) for axis in range(3))
         fixed = _voxels(largest), "the largest image: the method sees images whole"
     if fixed is not None:
-        plans = (shaped(draft, fixed[0], base_features=base_features, multiple=multiple),)
+        plans: tuple[Plan, ...] = (shaped(draft, fixed[0], base_features=base_features, multiple=multiple),)
     else:
         plans = tuple(shrinking(draft, median, base_features=base_features, multiple=multiple))
     batch = overrides.value("training.batch_size", "batch_size")

@@ -134,3 +134,10 @@ def test_the_atlas_can_be_named() -> None:
     assert all(
         fold["atlas"] == ("c07",) for fold in roles(entries(10), needs=("atlas",), labelled_cases=("c07",))
     )
+
+
+def test_a_support_case_is_not_also_learned_from() -> None:
+    for fold in roles(entries(10), needs=("support", "labelled"), labelled="3"):
+        assert fold["support"] == ("c03",)
+        assert len(fold["labelled"]) == 3
+        assert "c03" not in fold["labelled"]
