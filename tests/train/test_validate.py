@@ -1,0 +1,63 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from medplan.data.labels import IGNORE, LabelSpace
+from medplan.runtime import Runtime
+from medplan.train.validate import class_dice, make_validator
+from tests.train.toy import Toy, build, toy_plan, toy_store
+
+CPU = Runtime(device=torch.device("cpu"))
+TWO = LabelSpace(names=("a", "b"), values=((1,), (2,)))
+
+
+class Oracle(Toy):
+    """Knows the labels; hears of a case and answers with its truth, shifted by nothing."""
+
+    truth: Any = None
+
+    def predictor(self, case, support):  # type: ignore[no-untyped-def]
+        one_hot = np.moveaxis(np.eye(3, dtype=np.float32)[case.label()], -1, 0)
+
+        def answer(patches, corners):  # type: ignore[no-untyped-def]
+            size = patches.shape[2:]
+            boxes = [tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True)) for corner in corners]
+            return torch.stack([torch.from_numpy(one_hot[(slice(None), *box)]) for box in boxes])
+
+        return answer
+
+
+def test_an_oracle_scores_one_in_every_class() -> None:
+    plan = toy_plan()
+    validate = make_validator(plan, toy_store(plan), runtime=CPU)  # type: ignore[arg-type]
+    assert validate is not None
+    assert validate(build(plan, Oracle)) == {"score": 1.0, "liver": 1.0, "spleen": 1.0}
+
+
+def test_a_fold_without_validation_cases_has_no_validator() -> None:
+    plan = toy_plan()
+    store = toy_store(plan)
+    empty = type(store)(cases=store.cases, roles={"labelled": store.role("labelled")}, plan=plan)
+    assert make_validator(plan, empty, runtime=CPU) is None  # type: ignore[arg-type]
+
+
+def test_dice_is_twice_the_overlap_over_both() -> None:
+    truth, predicted = np.array([0, 1, 1, 1, 2, 2]), np.array([0, 1, 1, 0, 1, 2])
+    assert class_dice(predicted, truth, TWO) == pytest.approx({"a": 2 * 2 / 6, "b": 2 * 1 / 3})
+
+
+def test_a_class_in_neither_map_is_nan_and_in_one_of_them_zero() -> None:
+    dice = class_dice(np.array([0, 1]), np.array([0, 0]), TWO)
+    assert dice["a"] == 0 and np.isnan(dice["b"])
+
+
+def test_voxels_without_annotation_do_not_count() -> None:
+    assert class_dice(np.array([1, 2, 0]), np.array([1, IGNORE, IGNORE]), TWO)["a"] == 1.0
+
+
+def test_regions_overlap_and_are_scored_each_on_its_own() -> None:
+    regions = LabelSpace(names=("whole", "core"), values=((1, 2), (2,)), region_order=(1, 2))
+    truth, predicted = np.array([0, 1, 2, 2]), np.array([0, 2, 2, 1])
+    assert class_dice(predicted, truth, regions) == pytest.approx({"whole": 1.0, "core": 0.5})
