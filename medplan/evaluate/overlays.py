@@ -32,6 +32,7 @@ CLASS_COLOURS = (
 Array = npt.NDArray[Any]
 MARGIN = 0.45
 INCHES = 3.2
+MANY_CLASSES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +71,14 @@ def overlay(
     members = [tuple(int(value) for value in re.findall(r"-?\d+", key)) for key in keys]
     num_rows = 2 if len(keys) > 1 else 1
     inches = INCHES if len(views) > 1 else 1.6 * INCHES
+    thickness = inches / INCHES * (1.0 if len(keys) <= MANY_CLASSES else 0.5)
     figure = Figure(figsize=(inches * len(views), inches * num_rows), dpi=dpi, facecolor="black")
     axes = figure.subplots(num_rows, len(views), squeeze=False, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
     figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
     for column, view in enumerate(views):
         for row in range(num_rows):
             _show(axes[row][column], view, unit)
-        _outlines(axes[0][column], view, members, thickness=inches / INCHES)
+        _outlines(axes[0][column], view, members, thickness=thickness)
         if num_rows > 1:
             _fills(axes[1][column], view, members)
     picture = io.BytesIO()

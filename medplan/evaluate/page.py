@@ -11,6 +11,9 @@ from medplan.evaluate.summary import Interval
 
 __all__ = ["Cell", "card", "chips", "details", "document", "number", "picture", "section", "spread", "table"]
 
+LONG_TABLE = 24
+"""Tables with more rows scroll by themselves."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -71,13 +74,14 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, strong: Seq
     if not rows:
         return ""
     kinds = ["text" if "text" in cell.classes or "wrap" in cell.classes else "" for cell in rows[0]]
+    panel = "panel scroll long" if len(rows) > LONG_TABLE else "panel scroll"
     head = "".join(f'<th class="{kind}">{escape(c)}</th>' for c, kind in zip(columns, kinds, strict=True))
     lines = []
     for index, row in enumerate(rows):
         cells = "".join(f'<td class="{cell.classes}" style="{cell.style}">{cell.html}</td>' for cell in row)
         lines.append(f'<tr class="strong">{cells}</tr>' if index in strong else f"<tr>{cells}</tr>")
     return (
-        f'<div class="panel scroll"><table><thead><tr>{head}</tr></thead>'
+        f'<div class="{panel}"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 

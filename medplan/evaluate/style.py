@@ -61,6 +61,8 @@ p.hint { color: var(--soft); margin: 0 0 14px; font-size: 14px; max-width: 110ch
   margin: 14px 0;
 }
 .panel.scroll { overflow-x: auto; padding: 10px 12px; }
+.panel.long { max-height: 620px; overflow: auto; padding-top: 0; }
+.panel.long th { position: sticky; top: 0; background: var(--panel); padding-top: 14px; }
 
 table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
 th {
@@ -133,6 +135,6 @@ footer li { margin: 4px 0; max-width: 110ch; }
 @media print {
   body { background: #fff; }
   .case, .card, .panel { break-inside: avoid; }
-  .tall { max-height: none; }
+  .tall, .panel.long { max-height: none; }
 }
 """
