@@ -45,9 +45,8 @@ def _entry(name: str, card: Card) -> str:
     lines = [f"### {name}", "", f"**{card.title}.** {card.about}", ""]
     lines += [f"* From: {card.home}. Licence: {card.licence}."]
     lines += [f"* Source: {_escaped(layout)}." for layout in card.layout]
-    lines += [
-        f"* Becomes `{card.name}`: channels {_listed(card.channels) or 'as the source says'}; {_labels(card)}."
-    ]
+    channels = _listed(card.channels) or "as the source says"
+    lines += [f"* Becomes `{card.name}`: channels {channels}; {_labels(card)}."]
     lines += [f"* Splits: {_escaped(card.split)}"]
     if card.published_splits:
         lines += [f"* Published splits, written into dataset.json: {_listed(card.published_splits)}."]

@@ -34,7 +34,7 @@ _LOG = logging.getLogger(__name__)
 _FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs", "imagesUnlabeled")
 _UNFINISHED = ".conversion.json"
 _TEMPORARY = ".writing."
-_THREADS = 8
+_THREADS = 4
 _NIFTI = (".nii", ".nii.gz", ".mgz")
 _ITK = (".nrrd", ".mha", ".mhd")
 
@@ -189,11 +189,10 @@ def _write_case(
     shape: tuple[int, ...] | None = None
     present: set[int] = set()
     if case.label is not None and label is not None:
-        read, values, same = _read_label(case, declared)
-        shape = values.shape
-        present = {int(value) for value in np.unique(values)}
+        read, present, changed = _read_label(case, declared)
+        shape = (read.voxels if isinstance(read, Volume) else read).shape
         if not (keep and (target / label).exists()):
-            _place(case.label if same else (lambda: _with_voxels(read, values)), target / label)
+            _place(case.label if changed is None else partial(_same, changed), target / label)
     for image, name in zip(case.images, images, strict=True):
         done = keep and (target / name).exists()
         if not (done or isinstance(image, Path)):
@@ -217,35 +216,41 @@ def _check_shape(case: Case, label: tuple[int, ...] | None, image: tuple[int, ..
         )
 
 
-def _read_label(case: Case, declared: Mapping[str, int]) -> tuple[Volume | npt.NDArray[Any], Any, bool]:
-    """Return the label as read, its final values, and whether these equal the source's."""
+def _read_label(
+    case: Case, declared: Mapping[str, int]
+) -> tuple[Volume | npt.NDArray[Any], set[int], Volume | npt.NDArray[Any] | None]:
+    """Return the label as read, the final values that occur, and what to write (None: the file as it is)."""
     assert case.label is not None
     where = f"case '{case.id}'" + (f" [{case.label}]" if isinstance(case.label, Path) else "")
     read = _load(case.label)
     raw = read.voxels if isinstance(read, Volume) else read
-    found, inverse = np.unique(raw, return_inverse=True)
-    whole = np.rint(found)
-    if found.size and not np.allclose(found, whole, atol=1e-3, rtol=0):
-        odd = found[np.abs(found - whole) > 1e-3][0]
+    # slice by slice, because a sort of a whole-body label takes gigabytes
+    found = np.unique(np.concatenate([np.unique(raw[..., z]) for z in range(raw.shape[-1])]))
+    finite = np.nan_to_num(found, nan=0.5, posinf=0.5, neginf=0.5)
+    odd = found[np.abs(finite - np.rint(finite)) > 1e-3]
+    if odd.size:
         raise DataError(
-            f"{where}: a label value is {odd:g}, which is no whole number; this is not a label file."
+            f"{where}: a label value is {odd[0]:g}, which is no whole number; this is not a label file."
         )
-    values = whole.astype(np.int64)
-    if case.values is not None:
-        unknown = [int(value) for value in values if int(value) not in case.values]
-        mapped = np.array([case.values.get(int(value), 0) for value in values], dtype=np.int64)
-    else:
-        allowed = {0, *declared.values()}
-        unknown, mapped = [int(value) for value in values if int(value) not in allowed], values
+    values = sorted({int(value) for value in np.rint(found)})
+    renumber = case.values or {value: value for value in (0, *declared.values())}
+    unknown = [value for value in values if value not in renumber]
     if unknown:
-        known = sorted(case.values if case.values is not None else {0, *declared.values()})
+        known = sorted(renumber)
         shown = known if len(known) <= 25 else [*known[:25], "..."]
         raise DataError(
             f"{where}: holds label values {unknown[:10]}, expected only {shown}; is it the right file?"
         )
-    kind = np.uint8 if mapped.max(initial=0) <= 255 and mapped.min(initial=0) >= 0 else np.int32
-    same = bool((mapped == found).all()) and _is_taken_over(case.label)
-    return read, mapped.astype(kind)[inverse.reshape(raw.shape)], same
+    final = {renumber[value] for value in values}
+    exact = all(int(value) == value and renumber[int(value)] == value for value in found)
+    if exact and _is_taken_over(case.label):
+        return read, final, None
+    low = values[0]
+    kind = np.uint8 if min(final) >= 0 and max(final) <= 255 else np.int32
+    table = np.zeros(values[-1] - low + 1, dtype=kind)
+    table[np.array(values) - low] = [renumber[value] for value in values]
+    written = table[np.rint(raw).astype(np.int32) - low]
+    return read, final, Volume(voxels=written, affine=read.affine) if isinstance(read, Volume) else written
 
 
 def _load(source: Source) -> Volume | npt.NDArray[Any]:
@@ -258,10 +263,6 @@ def _load(source: Source) -> Volume | npt.NDArray[Any]:
 
 def _same(content: Volume | npt.NDArray[Any]) -> Volume | npt.NDArray[Any]:
     return content
-
-
-def _with_voxels(read: Volume | npt.NDArray[Any], voxels: npt.NDArray[Any]) -> Volume | npt.NDArray[Any]:
-    return Volume(voxels=voxels, affine=read.affine) if isinstance(read, Volume) else voxels
 
 
 def _is_taken_over(source: Source) -> bool:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from dataset_conversion import find, names
 from medplan.errors import DataError
-from tests.conversion.trees import LAYOUTS, Array, Expected, Tree
+from tests.conversion.layouts import LAYOUTS
+from tests.conversion.pieces import Array, Expected, Tree
 
 PARAMETERS = [
     pytest.param(name, build, id=build.__name__) for name, all_ in LAYOUTS.items() for build in all_

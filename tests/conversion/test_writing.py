@@ -14,7 +14,8 @@ from dataset_conversion.listing import folders_below
 from dataset_conversion.volumes import Volume, affine_of, save
 from dataset_conversion.writing import Case, write_dataset
 from medplan.errors import DataError, UsageError
-from tests.conversion.trees import GRIDS, blobs, hippocampus, nifti, scan
+from tests.conversion.pieces import GRIDS, blobs, nifti, scan
+from tests.conversion.trees import hippocampus
 
 CARD = Card(
     name="Toy",
@@ -52,7 +53,9 @@ def test_files_that_need_no_change_keep_their_bytes(tmp_path: Path) -> None:
 def test_unpacked_nifti_is_only_packed(tmp_path: Path) -> None:
     image = nifti(tmp_path / "b.nii", scan(2), GRIDS[4])
     out = write(tmp_path, Case(id="b", images=(image,)))
-    assert gzip.decompress((out / "imagesUnlabeled" / "b_0000.nii.gz").read_bytes()) == image.read_bytes()
+    packed = (out / "imagesUnlabeled" / "b_0000.nii.gz").read_bytes()
+    assert gzip.decompress(packed) == image.read_bytes()
+    assert packed[4:8] == bytes(4), "the time of packing would make the bytes differ"
 
 
 def test_undeclared_label_values_are_refused_with_case_file_and_values(tmp_path: Path) -> None:
@@ -64,9 +67,12 @@ def test_undeclared_label_values_are_refused_with_case_file_and_values(tmp_path:
     assert not (tmp_path / "out" / "dataset.json").exists()
 
 
-def test_fractions_are_no_labels(tmp_path: Path) -> None:
-    label = nifti(tmp_path / "odd.nii.gz", blobs(1, [1, 2]).astype(np.float32) * 0.4, GRIDS[0])
-    with pytest.raises(DataError, match=r"a label value is 0\.4, which is no whole number"):
+@pytest.mark.parametrize("value", [0.4, np.nan, np.inf])
+def test_fractions_are_no_labels(tmp_path: Path, value: float) -> None:
+    voxels = blobs(1, [1, 2]).astype(np.float32)
+    voxels[3, 3, 3] = value
+    label = nifti(tmp_path / "odd.nii.gz", voxels, GRIDS[0])
+    with pytest.raises(DataError, match=rf"a label value is {value:g}, which is no whole number"):
         write(tmp_path, case(tmp_path, label=label))
 
 

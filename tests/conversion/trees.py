@@ -1,224 +1,29 @@
-"""Small source folders in the layouts that the cards describe, and what must come out of them.
-
-Arrays are in NIfTI's own order (x, y, z). Grids cycle through plain, flipped, permuted and oblique affines,
-so that a converter that loses or reorders a grid is found out.
-"""
+"""Small source folders in the layouts that the cards describe, and what must come out of them."""
 
 import csv
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
-SHAPE = (7, 6, 5)
-
-
-def _turned(degrees: float) -> Array:
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-
-
-def _affine(axes: Array, origin: Sequence[float]) -> Array:
-    affine = np.eye(4)
-    affine[:3, :3] = axes * np.array([1.25, 1.5, 3.0])
-    affine[:3, 3] = origin
-    return affine
-
-
-GRIDS = (
-    _affine(np.eye(3), (0, 0, 0)),
-    _affine(np.diag([-1.0, 1.0, 1.0]), (90, -126, -72)),
-    _affine(np.diag([-1.0, -1.0, 1.0]), (90, 126, -72)),
-    _affine(np.eye(3)[[2, 0, 1]], (1, 2, 3)),
-    _affine(_turned(20)[:, [1, 2, 0]], (-30, 4, 50.5)),
+from tests.conversion.pieces import (
+    GRIDS,
+    SHAPE,
+    Expected,
+    Tree,
+    blobs,
+    grid,
+    h5,
+    nifti,
+    nrrd,
+    picture,
+    plain_pairs,
+    renumbered,
+    scan,
+    series,
 )
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What the converted dataset must hold for one case."""
-
-    images: tuple[Array, ...]
-    label: Array | None
-    affine: Array | None = None
-    domain: str | None = None
-    patient: str | None = None
-    is_test: bool = False
-
-
-Tree = dict[str, Expected]
-
-
-def scan(seed: int, *, dtype: str = "int16", shape: tuple[int, ...] = SHAPE) -> Array:
-    """Return random intensities; never twice the same for two seeds."""
-    return np.random.default_rng(seed).integers(-900, 900, shape).astype(dtype)
-
-
-def blobs(seed: int, values: Sequence[int], *, dtype: str = "uint8", shape: tuple[int, ...] = SHAPE) -> Array:
-    """Return labels in which 0 and every one of `values` occur."""
-    drawn = np.random.default_rng(seed + 1000).choice([0, *values], shape)
-    drawn.reshape(-1)[: len(values) + 1] = [0, *values]
-    return drawn.astype(dtype)
-
-
-def renumbered(label: Array, values: dict[int, int]) -> Array:
-    out = np.zeros_like(label, dtype=np.int64)
-    for old, new in values.items():
-        out[label == old] = new
-    return out
-
-
-def nifti(path: Path, array: Array, affine: Array) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = nibabel.Nifti1Image(array, affine)
-    nibabel.save(image, path)
-    return path
-
-
-def picture(path: Path, array: Array, **options: Any) -> Path:
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path, **options)
-    return path
-
-
-def colours(seed: int, size: tuple[int, int] = (9, 12)) -> Array:
-    return np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
-
-
-def mask(seed: int, size: tuple[int, int] = (9, 12)) -> Array:
-    drawn = np.random.default_rng(seed).integers(0, 2, size).astype(np.uint8)
-    drawn[0, :2] = 0, 1
-    return drawn
-
-
-def plain_pairs(
-    root: Path,
-    names: Sequence[str],
-    image: str,
-    label: str | None,
-    values: Sequence[int],
-    *,
-    renumber: dict[int, int] | None = None,
-    ids: Callable[[str], str] = str,
-    domain: Callable[[str], str | None] = lambda _: None,
-    patient: Callable[[str], str | None] = lambda _: None,
-    is_test: bool = False,
-    seed: int = 0,
-    dtype: str = "uint8",
-) -> Tree:
-    """Write scans (and labels) under path patterns with one ``{}`` or more for the name; return what is
-    expected.
-    """
-    tree: Tree = {}
-    for number, name in enumerate(names, start=seed):
-        affine = GRIDS[number % len(GRIDS)]
-        voxels = scan(number)
-        nifti(root / image.replace("{}", name), voxels, affine)
-        labels = None
-        if label is not None:
-            raw = blobs(number, values, dtype=dtype)
-            nifti(root / label.replace("{}", name), raw, affine)
-            labels = renumbered(raw, renumber) if renumber else raw
-        tree[ids(name)] = Expected((voxels,), labels, affine, domain(name), patient(name), is_test)
-    return tree
-
-
-def masked_pictures(
-    root: Path,
-    names: Sequence[str],
-    image: str,
-    label: str,
-    *,
-    ids: Callable[[str], str] = str,
-    **expected: Any,
-) -> Tree:
-    """Write pictures and masks; JPEG masks get the grey edges that compression makes."""
-    tree: Tree = {}
-    for number, name in enumerate(names):
-        size = (9 + number, 12)
-        shown, drawn = colours(number, size), mask(number, size)
-        path = picture(
-            root / image.replace("{}", name), shown, **({"quality": 95} if image.endswith("jpg") else {})
-        )
-        noise = np.random.default_rng(number).integers(0, 20, size).astype(np.uint8)
-        picture(root / label.replace("{}", name), np.where(drawn == 1, 255 - noise, noise).astype(np.uint8))
-        facts = {key: value(name) if callable(value) else value for key, value in expected.items()}
-        tree[ids(name)] = Expected((_decoded(path),), drawn, **facts)
-    return tree
-
-
-def _decoded(path: Path) -> Array:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-def h5(path: Path, **arrays: Array) -> Path:
-    import h5py
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        for key, array in arrays.items():
-            file[key] = array
-    return path
-
-
-def nrrd(path: Path, array: Array, affine: Array) -> Path:
-    import SimpleITK
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    SimpleITK.WriteImage(itk(array, affine), str(path))
-    return path
-
-
-def itk(array: Array, affine: Array) -> Any:
-    """Return a SimpleITK image of an array (x, y, z) on a RAS affine."""
-    import SimpleITK
-
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    image = SimpleITK.GetImageFromArray(array.T)
-    image.SetSpacing(spacing.tolist())
-    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
-    return image
-
-
-def series(folder: Path, array: Array, affine: Array, *, names: Sequence[str]) -> None:
-    """Write a DICOM series; names[z] is the file of slice z."""
-    import SimpleITK
-
-    folder.mkdir(parents=True, exist_ok=True)
-    image = itk(array, affine)
-    direction = image.GetDirection()
-    rows_columns = [direction[i] for i in (0, 3, 6, 1, 4, 7)]
-    writer = SimpleITK.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for z, name in enumerate(names):
-        cut = image[:, :, z]
-        tags = {
-            "0008|0060": "MR",
-            "0020|000d": "1.2.826.0.1.1",
-            "0020|000e": f"1.2.826.0.1.{sum(map(ord, str(folder)))}",
-            "0008|0018": f"1.2.826.0.1.2.{z + 1}",
-            "0020|0013": str(z + 1),
-            "0020|0032": "\\".join(map(str, image.TransformIndexToPhysicalPoint((0, 0, z)))),
-            "0020|0037": "\\".join(map(str, rows_columns)),
-            "0018|0050": str(image.GetSpacing()[2]),
-        }
-        for key, value in tags.items():
-            cut.SetMetaData(key, value)
-        writer.SetFileName(str(folder / name))
-        writer.Execute(cut)
 
 
 def freesurfer(root: Path) -> Tree:
@@ -319,7 +124,7 @@ def chaos_prepared(root: Path) -> Tree:
 def chaos_dicom(root: Path) -> Tree:
     """File numbers run against the slices in space, and cross the border from 9 to 10."""
     folder, tree = root / "Train_Sets" / "MR" / "7", {}
-    affine = _affine(np.diag([-1.0, -1.0, 1.0]), (40, 50, -60))
+    affine = grid(np.diag([-1.0, -1.0, 1.0]), (40, 50, -60))
     grey = {0: 0, 1: 63, 2: 126, 3: 189, 4: 252}
     for number, (short, place, ground, domain) in enumerate(
         [
@@ -338,17 +143,6 @@ def chaos_dicom(root: Path) -> Tree:
     return tree
 
 
-def clinicdb(root: Path) -> Tree:
-    sequence = {"9": "sequence01", "26": "sequence02", "612": "sequence29"}
-    ids = {"ids": lambda n: f"frame{int(n):03d}", "patient": sequence.get}
-    return masked_pictures(root, list(sequence), "images/{}.png", "masks/{}.png", **ids)
-
-
-def clinicdb_original(root: Path) -> Tree:
-    ids = {"ids": lambda n: f"frame{int(n):03d}", "patient": lambda _: "sequence04"}
-    return masked_pictures(root, ["68", "78"], "TIF/Original/{}.tif", "TIF/Ground Truth/{}.tif", **ids)
-
-
 def hippocampus(root: Path) -> Tree:
     names = ["hippocampus_001", "hippocampus_003"]
     return plain_pairs(root, names, "images/{}.nii.gz", "labels/{}.nii.gz", [1, 2], dtype="float32")
@@ -360,22 +154,6 @@ def kits19(root: Path) -> Tree:
         base, ["case_00000", "case_00003"], "{}/imaging.nii.gz", "{}/segmentation.nii.gz", [1, 2], seed=3
     )
     return tree | plain_pairs(base, ["case_00210"], "{}/imaging.nii.gz", None, [], is_test=True)
-
-
-def kvasir(root: Path) -> Tree:
-    tree = masked_pictures(
-        root, ["cja", "cjb"], "images/{}.jpg", "masks/{}.jpg", is_test=lambda n: n == "cjb"
-    )
-    (root / "val.txt").write_text("cjb\n")
-    return tree
-
-
-def kvasir_sessile(root: Path) -> Tree:
-    tree: Tree = {}
-    for part in ("train", "val", "test"):
-        names = [f"{part}1"]
-        tree |= masked_pictures(root / part, names, "images/{}.jpg", "masks/{}.jpg", is_test=part == "test")
-    return tree
 
 
 def laseg_h5(root: Path) -> Tree:
@@ -522,33 +300,6 @@ def oasis_neurite(root: Path) -> Tree:
     return tree | plain_pairs(root, ["OASIS_OAS1_0003_MR1"], image, None, [], seed=3, **own)
 
 
-def polypgen(root: Path) -> Tree:
-    tree: Tree = {}
-    for centre in ("C1", "C6"):
-        images, masks = (
-            f"data_{centre}/images_{centre}/{{}}.jpg",
-            f"data_{centre}/masks_{centre}/{{}}_mask.jpg",
-        )
-        ids = {"ids": lambda n, c=centre: f"{c}_{n.replace(' ', '_')}", "domain": centre}
-        tree |= masked_pictures(root, ["100H 50", "a1"], images, masks, **ids)
-    return tree
-
-
-def radiology(root: Path) -> Tree:
-    grey = colours(1)[..., 0]
-    picture(root / "deep" / "er" / "b 1.png", grey)
-    path = picture(root / "a.jpg", colours(2))
-    (root / "notes.txt").write_text("not a picture")
-    (root / "broken.jpg").write_bytes(path.read_bytes()[:40])
-    shown = np.stack([grey] * 3, -1)
-    return {"a": Expected((_decoded(path),), None), "deep_er_b_1": Expected((shown,), None)}
-
-
-def roco(root: Path) -> Tree:
-    picture(root / "data" / "test" / "radiology" / "images" / "ROCO_1.jpg", colours(3))
-    return {name: case for name, case in radiology(root / "data" / "train" / "radiology").items()}
-
-
 def scgm(root: Path) -> Tree:
     """Four raters who agree, disagree two to two, and agree three to one."""
     tree: Tree = {}
@@ -619,36 +370,3 @@ def abdomen_ct_mr(root: Path) -> Tree:
     for name, case in chaos_prepared(root / "mr").items():
         tree[name] = Expected(case.images, case.label, case.affine, "MR", case.patient)
     return tree
-
-
-LAYOUTS: dict[str, tuple[Callable[[Path], Tree], ...]] = {
-    "abdomen_ct_mr": (abdomen_ct_mr,),
-    "abide": (freesurfer,),
-    "acdc": (acdc_official, acdc_h5),
-    "adni": (freesurfer,),
-    "amos": (amos,),
-    "autopet": (autopet,),
-    "brain_structure": (brain_structure,),
-    "chaos": (chaos_prepared, chaos_dicom),
-    "clinicdb": (clinicdb, clinicdb_original),
-    "hippocampus": (hippocampus,),
-    "kits19": (kits19,),
-    "kvasir": (kvasir,),
-    "kvasir_sessile": (kvasir_sessile,),
-    "laseg": (laseg_h5, laseg_nrrd),
-    "lits": (lits,),
-    "mmwhs": (mmwhs,),
-    "mnms": (mnms,),
-    "mscmrseg": (mscmrseg,),
-    "msd": (msd,),
-    "oasis": (oasis_malf, oasis_neurite),
-    "polypgen": (polypgen,),
-    "ppmi": (freesurfer,),
-    "radiology": (radiology,),
-    "roco": (roco,),
-    "scgm": (scgm,),
-    "segthor": (segthor,),
-    "structseg_head": (structseg_head,),
-    "structseg_thorax": (structseg_thorax,),
-    "synapse": (synapse_raw, synapse_prepared),
-}
