@@ -83,6 +83,13 @@ def open_dataset(folder: Path) -> Dataset:
     cases = _without(cases, description.exclude, description.where)
     for key, per_case in (("domain", description.domain), ("patient", description.patient)):
         _expect_known(per_case, (*cases, *test_cases), description, key)
+    # Images without any class are good for pre-training; label files that mean nothing are a mistake.
+    if not description.labels.names and any(case.is_labelled for case in cases):
+        raise DataError(
+            f"{description.where}: 'labels' declares no class besides the background, but there are label "
+            "files; "
+            'declare their values, as {"background": 0, "liver": 1}.'
+        )
     if not cases:
         raise DataError(f"{folder}: there are no training images; expected files '*{ending}' in imagesTr.")
     return Dataset(

@@ -201,8 +201,6 @@ def _labels(data: Mapping[str, Any], where: str) -> LabelSpace:
         raise DataError(f"{where}: two labels have the value 0: {background}; 0 is the background.")
     for name in background:
         del classes[name]
-    if not classes:
-        raise DataError(f"{where}: 'labels' declares no class besides the background.")
     return _label_space(data, classes, ignore[0] if ignore else None, where)
 
 

@@ -100,6 +100,14 @@ def test_regions_keep_their_order(tmp_path: Path) -> None:
         open_dataset(describe(root, regions_class_order=[1, 2]))
 
 
+def test_images_without_any_class_are_for_pretraining(tmp_path: Path) -> None:
+    root = make(tmp_path, "imagesTr/a_0000.nii.gz", labels={"background": 0})
+    assert open_dataset(root).labels.names == ()
+    touch(root / "labelsTr" / "a.nii.gz")
+    with pytest.raises(DataError, match="no class besides the background, but there are label files"):
+        open_dataset(root)
+
+
 def test_label_values_need_not_be_consecutive(tmp_path: Path) -> None:
     root = make(
         tmp_path, "imagesTr/a_0000.nii.gz", labels={"background": 0, "lv": 500, "myo": 200, "rv": [600]}
@@ -198,7 +206,6 @@ def test_domains_patients_and_exclusions_belong_to_cases(tmp_path: Path) -> None
         ({"channel_names": {"T1": "0"}}, "should be numbers"),
         ({"labels": None}, "'labels' should give each class its value"),
         ({"labels": {"background": 1, "a": 2}}, r"'labels\.background' should be 0"),
-        ({"labels": {"background": 0}}, "no class besides the background"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "one value belongs to two classes"),
         ({"labels": {"background": 0, "a": 1.5}}, r"'labels\.a' should be an integer"),
         ({"labels": {"background": 0, "a": True}}, r"'labels\.a' should be an integer"),
