@@ -5,6 +5,7 @@ coarse to fine, first rigid, then affine. It is deterministic: samples are drawn
 thread.
 """
 
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,7 @@ def align(
 
 def register(fixed: Any, moving: Any, *, where: str) -> Any:
     """Return the SimpleITK affine transform that takes points of `fixed` to points of `moving`."""
-    fixed, moving = (_from_zero(image) for image in (fixed, moving))
+    fixed, moving = (_from_zero(_coarse(image)) for image in (fixed, moving))
     start = sitk.CenteredTransformInitializer(
         fixed, moving, sitk.Euler3DTransform(), sitk.CenteredTransformInitializerFilter.GEOMETRY
     )
@@ -122,12 +123,13 @@ def register(fixed: Any, moving: Any, *, where: str) -> Any:
             start = sitk.CenteredTransformInitializer(
                 fixed, moving, sitk.Euler3DTransform(), sitk.CenteredTransformInitializerFilter.MOMENTS
             )
-        rigid = sitk.Euler3DTransform(_optimise(fixed, moving, start, _COARSE_MM[:2]))
-        affine = sitk.AffineTransform(3)
-        affine.SetCenter(rigid.GetCenter())
-        affine.SetMatrix(rigid.GetMatrix())
-        affine.SetTranslation(rigid.GetTranslation())
-        return sitk.AffineTransform(_optimise(fixed, moving, affine, _COARSE_MM[1:]))
+        with _ONE_THREAD:
+            rigid = sitk.Euler3DTransform(_optimise(fixed, moving, start, _COARSE_MM[:2]))
+            affine = sitk.AffineTransform(3)
+            affine.SetCenter(rigid.GetCenter())
+            affine.SetMatrix(rigid.GetMatrix())
+            affine.SetTranslation(rigid.GetTranslation())
+            return sitk.AffineTransform(_optimise(fixed, moving, affine, _COARSE_MM[1:]))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise DataError(
@@ -136,9 +138,35 @@ def register(fixed: Any, moving: Any, *, where: str) -> Any:
         ) from None
 
 
+class _OneThread:
+    """Holds SimpleITK to one thread while any registration runs: several sum the metric in any order."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, 1
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+                sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(self._before)
+
+
+_ONE_THREAD = _OneThread()
+
+
+def _coarse(image: Any) -> Any:
+    return sitk.Shrink(image, [max(1, round(_COARSE_MM[-1] / one)) for one in image.GetSpacing()])
+
+
 def _optimise(fixed: Any, moving: Any, start: Any, levels_mm: tuple[float, ...]) -> Any:
     method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.RANDOM)
     spacing = fixed.GetSpacing()

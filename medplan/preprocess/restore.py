@@ -9,13 +9,14 @@ more than two slices of logits of the prepared grid besides the slab that is bei
 """
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample, interpolate
+from torch.nn.functional import interpolate
 
 from medplan.data.labels import LabelSpace
 from medplan.preprocess.geometry import Restoration
@@ -76,7 +77,12 @@ class LabelRestorer:
         lower, upper, self._weight_z = neighbours(restoration.shape[0], len(self._target))
         self._lower_z, self._upper_z = lower.tolist(), upper.tolist()
         self._plane = _Plane(restoration.shape[1:], self._target.shape[1:])
-        self._whole: list[Tensor] = []
+        # A turned grid is crossed by every slice of the input, so aligned cases are kept until the end.
+        shape = restoration.shape if restoration.alignment is not None else (0, 0, 0)
+        self._whole = torch.zeros((*shape, labels.num_outputs))
+        self._whole_classes = torch.zeros(
+            shape, dtype=torch.uint8 if labels.num_outputs < 255 else torch.int16
+        )
 
     def add(self, slab: Tensor) -> None:
         """Take the next slices (K, dz, Y, X) of logits along z of the prepared grid; any dz."""
@@ -88,7 +94,9 @@ class LabelRestorer:
             )
         slab = slab.detach().to("cpu", torch.float32)
         if self._restoration.alignment is not None:
-            self._whole.append(slab)
+            below = slice(self._num_added, self._num_added + slab.shape[1])
+            self._whole[below] = slab.movedim(0, -1)
+            self._whole_classes[below] = class_indices(slab, self._labels)
             self._num_added += slab.shape[1]
             return
         for index in range(slab.shape[1]):
@@ -104,8 +112,7 @@ class LabelRestorer:
         if self._num_added != self._restoration.shape[0]:
             raise ValueError(f"only {self._num_added} of {self._restoration.shape[0]} slices were added")
         if self._restoration.alignment is not None:
-            self._write_from_atlas(torch.cat(self._whole, dim=1))
-            self._whole.clear()
+            self._write_from_atlas(self._whole, self._whole_classes)
         if isinstance(self._probabilities, np.memmap):
             self._probabilities.flush()
         return Restored(classes=self._classes, probabilities=self._probabilities)
@@ -155,32 +162,48 @@ class LabelRestorer:
             classes.view(-1)[border] = class_indices(logits, self._labels)
         self._target[z] = classes.numpy()
 
-    def _write_from_atlas(self, logits: Tensor) -> None:
-        """Look every voxel of the input up in the atlas' grid, slice by slice; outside it is background."""
+    def _write_from_atlas(self, logits: Tensor, classes: Tensor) -> None:
+        """Look every voxel of the input up in the atlas' grid, slice by slice; outside it is background.
+
+        Args:
+            logits: (Z, Y, X, K), so that the outputs of one voxel lie side by side.
+            classes: (Z, Y, X), the class of each voxel.
+        """
         matrix, offset = self._restoration.to_atlas()
         depth, height, width = self._target.shape
-        size = np.array(self._restoration.shape, dtype=np.float64)
-        plane = (
-            np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), axis=-1)
-            @ matrix[:, 1:].T
-        )
+        size = np.array(self._restoration.shape)
+        strides = torch.tensor([size[1] * size[2], size[2], 1])
+        flat, flat_classes = logits.flatten(0, 2), classes.flatten()
+        pixels = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), axis=-1)
+        plane = pixels.reshape(-1, 2) @ matrix[:, 1:].T
         for z in range(depth):
             position = plane + (matrix[:, 0] * z + offset)
-            outside = ((position < -0.5) | (position > size - 0.5)).any(axis=-1)
-            if outside.all():
+            inside = np.flatnonzero(((position >= -0.5) & (position <= size - 0.5)).all(axis=1))
+            if not len(inside):
                 continue
-            # grid_sample wants x, y, z from -1 to 1 between the outer faces of the volume.
-            grid = torch.from_numpy(((position + 0.5) * (2 / size) - 1)[..., ::-1].astype(np.float32))
-            sampled = grid_sample(
-                logits[None], grid[None, None], mode="bilinear", padding_mode="border", align_corners=False
-            )[0, :, 0]
-            classes = class_indices(sampled, self._labels).numpy()
-            self._target[z] = np.where(outside, 0, classes)
+            clamped = torch.from_numpy(np.clip(position[inside], 0, size - 1))
+            base = clamped.floor().long()
+            weight = (clamped - base).to(torch.float32)
+            step = torch.minimum(base + 1, torch.from_numpy(size - 1)) - base
+            first = base @ strides
+            corners = [first + (step * torch.tensor(sides)) @ strides for sides in product((0, 1), repeat=3)]
+            found = flat_classes[first]
+            border = torch.zeros_like(found, dtype=torch.bool)
+            for corner in corners[1:]:
+                border |= flat_classes[corner] != found
+            where = (
+                torch.arange(len(first)) if self._probabilities is not None else border.nonzero().squeeze(1)
+            )
+            mixed = torch.zeros((len(where), flat.shape[1]))
+            for sides, index in zip(product((0, 1), repeat=3), corners, strict=True):
+                upper = torch.tensor(sides)
+                part = weight[where] * upper + (1 - weight[where]) * (1 - upper)
+                mixed.addcmul_(flat[index[where]], part.prod(dim=1, keepdim=True))
+            found[where] = class_indices(mixed.T, self._labels)
+            self._target[z].reshape(-1)[inside] = found.numpy()
             if self._probabilities is not None:
-                inside = ~outside
-                found = _probabilities(sampled, self._labels).numpy()
-                view = self._restoration.box(self._probabilities)[:, z]
-                view[:, inside] = found[:, inside]
+                view = self._restoration.box(self._probabilities)[:, z].reshape(len(mixed.T), -1)
+                view[:, inside] = _probabilities(mixed.T, self._labels).numpy()
 
 
 class _Plane:
