@@ -26,7 +26,7 @@ CARD = Card(
         "ct_train/ and mr_train/ with {ct,mr}_train_1001_image.nii.gz and _label.nii.gz, and ct_test/, "
         "mr_test/, in one folder or in any folders below; label values 205 myocardium, 420 (in places 421) "
         "left atrium, 500 left ventricle, 820 aorta, 550 right atrium, 600 right ventricle, 850 pulmonary "
-        "artery become 1 to 7",
+        "artery become 1 to 7; any other value is an error",
     ),
     channels=("MR or CT",),
     labels={

@@ -22,7 +22,10 @@ CARD = Card(
     modality="CT",
     home="structseg2019.grand-challenge.org",
     licence="research use, on registration",
-    layout=("Thoracic_OAR/N/data.nii.gz and label.nii.gz, N from 1 to 50",),
+    layout=(
+        "Thoracic_OAR/N/data.nii.gz and label.nii.gz, N from 1 to 50; the order of the six names follows the "
+        "challenge's list as remembered, look at one scan before relying on it",
+    ),
     channels=("CT",),
     labels={organ: value for value, organ in enumerate(_ORGANS, start=1)},
     num_cases="50",
