@@ -45,7 +45,8 @@ def test_a_phase_that_counts_from_zero_continues_where_the_last_one_ended(tmp_pa
 @pytest.mark.parametrize(
     ("key", "kind"),
     [("loss", "loss"), ("ce", "loss"), ("flow_smoothness", "loss"), ("val_dice", "validation"),
-     ("score", "validation"), ("lr", "rate"), ("lr/main", "rate"), ("main_lr", "rate"), ("grad_norm/seg", "other"),
+     ("score", "validation"), ("lr", "rate"), ("lr/main", "rate"), ("main_lr", "rate"),
+     ("grad_norm/seg", "other"),
      ("seconds", "other")],
 )  # fmt: skip
 def test_curves_are_told_apart_by_their_key(key: str, kind: str) -> None:
