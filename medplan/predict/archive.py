@@ -24,6 +24,7 @@ from medplan.errors import CheckpointError, PlanError
 from medplan.plan.schema import Fold, Plan
 from medplan.predict import postprocess
 from medplan.predict.folder import SUPPORT, FoldFolder, find_folds
+from medplan.preprocess.align import atlas_path
 from medplan.records import decode, encode, write_json
 from medplan.workspace import Workspace
 
@@ -35,7 +36,7 @@ MOST_BYTES = 64 * 2**30
 MOST_FILES = 10_000
 MOST_MANIFEST_BYTES = 16 * 2**20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+ -]{0,127}")
-SUFFIXES = (".pt", ".json", ".npz")
+SUFFIXES = (".pt", ".json", ".npz", ".nrrd")
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -229,9 +230,9 @@ def _contents(run: Path, folds: Sequence[FoldFolder], scratch: Path) -> tuple[Pl
         lean = {key: value for key, value in state.items() if key != "training"}
         contents[f"{prefix}/{fold.checkpoint.name}"] = checkpoints.save(scratch / f"{prefix}.pt", lean)
         contents[f"{prefix}/plan.json"] = write_json(plans[-1], scratch / f"{prefix}.json")
-        record = fold.folder / postprocess.FILE_NAME
-        if record.is_file():
-            contents[f"{prefix}/{record.name}"] = record
+        for path in (fold.folder / postprocess.FILE_NAME, atlas_path(fold.folder)):
+            if path.is_file():
+                contents[f"{prefix}/{path.name}"] = path
         for path in sorted((fold.folder / SUPPORT).glob("*.npz")):
             contents[f"{prefix}/{SUPPORT}/{path.name}"] = path
     return plans[0], contents

@@ -10,7 +10,8 @@
 
 import logging
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,14 +19,24 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from medplan.data.cases import Case
+from medplan.data.cases import Case, CaseStore
 from medplan.errors import CheckpointError
-from medplan.plan.schema import Fold
+from medplan.plan.schema import Fold, Grid
+from medplan.preprocess.align import Atlas, atlas_path
 
-__all__ = ["CHECKPOINTS", "FoldFolder", "find_folds", "read_support", "write_support"]
+__all__ = [
+    "CHECKPOINTS",
+    "FoldFolder",
+    "find_folds",
+    "keep_for_prediction",
+    "read_atlas",
+    "read_support",
+    "write_support",
+]
 
 CHECKPOINTS = ("best", "last")
 SUPPORT = "support"
+SUPPORT_ROLES = ("atlas", "support")
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +80,38 @@ def find_folds(
             "with --folds."
         )
     return tuple(_open(number, trained[number], checkpoint) for number in wanted)
+
+
+def keep_for_prediction(store: CaseStore, preprocessed: Mapping[str, Path], fold_folder: Path) -> None:
+    """Copy what prediction needs of the training data beside a fold's checkpoints, so that these can travel
+    alone.
+
+    Args:
+        store: of the fold; its cases of role atlas and support are kept with their labels.
+        preprocessed: per dataset its folder of preprocessed cases, where the atlas volume lies if there is
+            one.
+    """
+    write_support([store[key] for role in SUPPORT_ROLES for key in store.role(role)], fold_folder)
+    for folder in preprocessed.values():
+        if atlas_path(folder).is_file():
+            fold_folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(atlas_path(folder), atlas_path(fold_folder))
+
+
+def read_atlas(fold_folder: Path, grid: Grid) -> Atlas | None:
+    """Return what images are aligned to; None where the grid asks for no alignment.
+
+    Raises: CheckpointError if it asks for one and the folder has no atlas.
+    """
+    if grid.align_to is None:
+        return None
+    if not atlas_path(fold_folder).is_file():
+        raise CheckpointError(
+            f"{atlas_path(fold_folder)}: there is no such file, but the model aligns images to "
+            f"'{grid.align_to}'. "
+            "Copy the run folder again."
+        )
+    return Atlas.load(atlas_path(fold_folder))
 
 
 def write_support(cases: Sequence[Case], fold_folder: Path) -> None:

@@ -24,14 +24,17 @@ from medplan.method import Method, Predictor
 from medplan.plan.schema import DatasetPlan, Fold, Plan
 from medplan.predict import postprocess
 from medplan.predict.archive import unpack
-from medplan.predict.folder import find_folds, read_support
+from medplan.predict.folder import find_folds, read_atlas, read_support
+from medplan.predict.options import Options, only
 from medplan.predict.plausible import warn_if_unlike_training
 from medplan.predict.postprocess import Postprocessing
 from medplan.predict.prompts import to_prepared
 from medplan.predict.sliding_window import predict_case
+from medplan.preprocess.align import Atlas
 from medplan.preprocess.geometry import Restoration
 from medplan.preprocess.prepare import prepare
 from medplan.preprocess.restore import LabelRestorer
+from medplan.progress import track
 from medplan.runtime import Runtime
 
 __all__ = ["Model", "Options", "Prepared"]
@@ -40,30 +43,6 @@ LabelMap = npt.NDArray[np.integer[Any]]
 PathLikes = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How to predict.
-
-    Attributes:
-        step: distance of neighbouring windows as a fraction of the window, in (0, 1].
-        mirror: average over all mirrored versions of each window (8 times the work in 3-D, 4 times in 2-D;
-            half of that where class names tell left from right, since x is left alone then).
-        postprocessing: keep largest components where validation chose to.
-        classes: names of the classes to write; empty for all. The others become background.
-        batch_size: windows per forward pass; None chooses by memory.
-    """
-
-    step: float = 0.5
-    mirror: bool = False
-    postprocessing: bool = True
-    classes: tuple[str, ...] = ()
-    batch_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.step <= 1:
-            raise UsageError(f"--step {self.step}: the window step should be in (0, 1].")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +87,7 @@ class Model:
         runtime: Runtime,
         digest: str,
         postprocessing: Postprocessing,
+        atlas: Atlas | None = None,
     ) -> None:
         self._members = tuple(members)
         self.plan = plan
@@ -116,6 +96,7 @@ class Model:
         self.runtime = runtime
         self.digest = digest
         self.postprocessing = postprocessing
+        self._atlas = atlas
 
     @classmethod
     def load(
@@ -178,6 +159,9 @@ class Model:
         of_run = (run / postprocess.FILE_NAME).is_file()
         record = postprocess.read_common([run] if of_run else [fold.folder for fold in found])
         digest.update(repr((plans[0], record)).encode())
+        atlas = read_atlas(found[0].folder, plans[0].grid)
+        if atlas is not None:
+            digest.update(np.ascontiguousarray(atlas.volume).data)
         return cls(
             members,
             plan=plans[0],
@@ -186,6 +170,7 @@ class Model:
             runtime=runtime,
             digest=digest.hexdigest(),
             postprocessing=record,
+            atlas=atlas,
         )
 
     def predict_file(
@@ -270,13 +255,18 @@ class Model:
             )
         warn_if_unlike_training(image, self.dataset, self.plan.grid, name=name)
         key = f"{self.dataset.name}/{name}"
-        case, restoration = prepare(image, self.dataset, self.plan.grid, key=key)
+        case, restoration = prepare(image, self.dataset, self.plan.grid, key=key, atlas=self._atlas)
         if boxes is not None:
             case = replace(case, prompts={**case.prompts, "boxes": to_prepared(boxes, restoration)})
         return Prepared(case=case, restoration=restoration, geometry=image.geometry)
 
     def predict_prepared(
-        self, prepared: Prepared, *, options: Options | None = None, probabilities: Path | None = None
+        self,
+        prepared: Prepared,
+        *,
+        options: Options | None = None,
+        probabilities: Path | None = None,
+        show_progress: bool = False,
     ) -> LabelMap:
         """Segment a prepared input.
 
@@ -292,12 +282,13 @@ class Model:
         restorer = LabelRestorer(
             prepared.restoration, labels, probabilities=probabilities is not None, file=probabilities
         )
-        for slab in self.logits(prepared.case, options=options):
+        slabs = self.logits(prepared.case, options=options)
+        for slab in track(slabs, label=f"slabs of {prepared.case.id}") if show_progress else slabs:
             restorer.add(slab)
         label = labels.decode(restorer.finish().classes)
         if options.postprocessing:
             label = postprocess.apply(self.postprocessing, label, labels)
-        return _only(label, options.classes, self.dataset)
+        return only(label, options.classes, self.dataset)
 
     def logits(self, case: Case, *, options: Options | None = None) -> Iterator[Tensor]:
         """Yield the averaged logits of a prepared case, (K, dz, Y, X) float32, slab by slab along z."""
@@ -373,17 +364,3 @@ def _hash_state(digest: Any, weights: dict[str, Any], support: Iterable[Case]) -
         digest.update(case.key.encode())
         digest.update(np.ascontiguousarray(case.image()).data)
         digest.update(np.ascontiguousarray(case.label()).data)
-
-
-def _only(label: LabelMap, classes: Sequence[str], dataset: DatasetPlan) -> LabelMap:
-    if not classes:
-        return label
-    names = dataset.labels.names
-    for name in classes:
-        if name not in names:
-            raise UsageError(
-                f"The model has no class '{name}'{did_you_mean(name, names)}; it knows {', '.join(names)}."
-            )
-    written = dataset.labels.decode(np.arange(len(names) + 1))
-    wanted = [int(value) for value, name in zip(written[1:], names, strict=True) if name in classes]
-    return np.where(np.isin(label, wanted), label, 0).astype(label.dtype)

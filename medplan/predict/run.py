@@ -119,7 +119,9 @@ class _Job:
         scratch = self.output / f".{case.id}.{os.getpid()}.tmp.npy" if self.probabilities else None
         files = []
         try:
-            label = self.model.predict_prepared(waiting.prepared, options=self.options, probabilities=scratch)
+            label = self.model.predict_prepared(
+                waiting.prepared, options=self.options, probabilities=scratch, show_progress=True
+            )
             if scratch is not None:
                 files.append(_compress(scratch, self.output / f"{case.id}_probabilities.npz"))
         finally:

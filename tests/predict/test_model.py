@@ -1,5 +1,6 @@
 import logging
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from medplan.errors import CheckpointError, DataError, UsageError
 from medplan.plan.schema import Grid, Normalisation
 from medplan.predict import postprocess
 from medplan.predict.archive import export
-from medplan.predict.folder import write_support
+from medplan.predict.folder import keep_for_prediction, read_support, write_support
 from medplan.predict.model import Model, Options
 from medplan.predict.postprocess import Postprocessing
+from medplan.preprocess.align import atlas_path, make_atlas
 from tests.conftest import Phantom, make_phantom, write_nifti
 from tests.predict.toy import LABELS, Toy, make_plan, make_run
 
@@ -248,3 +250,43 @@ def test_what_is_no_model_is_said_to_be_none(tmp_path: Path) -> None:
         Model.load(tmp_path / "nothing")
     with pytest.raises(UsageError, match=r"has not learnt 'Fantom'.*did you mean 'Phantom'"):
         Model.load(make_run(tmp_path / "run", make_plan()), dataset="Fantom", device="cpu")
+
+
+def test_the_atlas_travels_with_the_model(tmp_path: Path, phantom: Phantom) -> None:
+    plan = make_plan(grid=Grid(spacing_mm=(3.0, 3.0, 3.0), align_to="a"))
+    run = make_run(tmp_path / "run", plan)
+    with pytest.raises(CheckpointError, match=r"atlas\.nrrd: there is no such file, but the model aligns"):
+        Model.load(run, device="cpu")
+    image = Image(
+        array=phantom.image[None], geometry=Geometry(shape=(20, 28, 24), spacing_mm=phantom.spacing_mm)
+    )
+    make_atlas(image, plan.datasets[0], plan.grid).save(atlas_path(run / "fold_0"))
+    from_folder = Model.load(run, device="cpu")
+    from_zip = Model.load(export(run, tmp_path / "model.zip"), device="cpu")
+    assert from_folder.digest == from_zip.digest
+    label = from_zip.predict_array(phantom.image, phantom.spacing_mm)
+    assert agreement(label, truth(phantom)) > 0.8
+
+
+def test_what_prediction_needs_of_the_training_data_is_kept(tmp_path: Path) -> None:
+    class Store:
+        cases: ClassVar = {
+            f"Phantom/{name}": Case(
+                key=f"Phantom/{name}",
+                pixels=np.full((1, 2, 2, 2), number, np.float32),
+                codes=np.zeros((2, 2, 2), np.int16),
+            )
+            for number, name in enumerate("abc")
+        }
+
+        def role(self, name: str) -> tuple[str, ...]:
+            return {"support": ("Phantom/c", "Phantom/a"), "labelled": ("Phantom/b",)}.get(name, ())
+
+        def __getitem__(self, key: str) -> Case:
+            return self.cases[key]
+
+    (tmp_path / "preprocessed").mkdir()
+    atlas_path(tmp_path / "preprocessed").write_bytes(b"atlas")
+    keep_for_prediction(Store(), {"Phantom": tmp_path / "preprocessed"}, tmp_path / "fold_0")
+    assert [case.key for case in read_support(tmp_path / "fold_0")] == ["Phantom/c", "Phantom/a"]
+    assert atlas_path(tmp_path / "fold_0").read_bytes() == b"atlas"

@@ -1,0 +1,57 @@
+"""How to predict, apart from with what."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medplan.errors import UsageError, did_you_mean
+from medplan.plan.schema import DatasetPlan
+
+__all__ = ["Options", "only"]
+
+LabelMap = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to predict.
+
+    Attributes:
+        step: distance of neighbouring windows as a fraction of the window, in (0, 1].
+        mirror: average over all mirrored versions of each window (8 times the work in 3-D, 4 times in 2-D;
+            half of that where class names tell left from right, since x is left alone then).
+        postprocessing: keep largest components where validation chose to.
+        classes: names of the classes to write; empty for all. The others become background.
+        batch_size: windows per forward pass; None chooses by memory.
+    """
+
+    step: float = 0.5
+    mirror: bool = False
+    postprocessing: bool = True
+    classes: tuple[str, ...] = ()
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step <= 1:
+            raise UsageError(f"--step {self.step}: the window step should be in (0, 1].")
+
+
+def only(label: LabelMap, classes: Sequence[str], dataset: DatasetPlan) -> LabelMap:
+    """Return the label map (Z, Y, X) with all but the named classes set to background.
+
+    Raises: UsageError for a class that the dataset does not have.
+    """
+    if not classes:
+        return label
+    names = dataset.labels.names
+    for name in classes:
+        if name not in names:
+            raise UsageError(
+                f"The model has no class '{name}'{did_you_mean(name, names)}; it knows {', '.join(names)}."
+            )
+    written = dataset.labels.decode(np.arange(len(names) + 1))
+    wanted = [int(value) for value, name in zip(written[1:], names, strict=True) if name in classes]
+    return np.where(np.isin(label, wanted), label, 0).astype(label.dtype)
