@@ -16,7 +16,7 @@ class Card:
         about: what the images show, in a sentence or two.
         modality: CT, MR (with the sequence), PET or colour pictures.
         home: where to ask for the data.
-        licence: a note on the terms of use, not checked with the publishers; "not stated" if nothing is known.
+        licence: a note on the terms of use, not checked with the publishers.
         layout: the accepted source folders, one sentence per layout.
         channels: channel names, in file order.
         labels: foreground label names and their values in the converted label files. Empty for pictures

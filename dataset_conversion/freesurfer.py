@@ -71,7 +71,7 @@ _RIGHT = (41, 42, 43, 44, 46, 47, 49, 50, 51, 52, 53, 54, 58, 60, 62, 63)
 _NAMES = {value: name for name, value in ASEG.items()}
 
 SEG35 = {_NAMES[value]: number for number, value in enumerate((*_LEFT, *_RIGHT), start=1)}
-"""The 35 consecutive labels of neurite's OASIS (``aligned_seg35``); its own ``seg35_labels.txt`` goes first."""
+"""The 35 labels of neurite's OASIS (``aligned_seg35``), used where its ``seg35_labels.txt`` is missing."""
 
 SEG4 = {"Cortex": 1, "Subcortical-Gray-Matter": 2, "White-Matter": 3, "CSF": 4}
 """The four labels of neurite's OASIS (``aligned_seg4``)."""

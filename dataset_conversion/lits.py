@@ -20,8 +20,8 @@ CARD = Card(
     licence="CC BY-NC-ND 4.0",
     layout=(
         "volume-N.nii and segmentation-N.nii, N from 0 to 130, and test-volume-N.nii, in any folders below; "
-        "17 volumes (28, 31-38, 40-47) come with a wrong spacing, which is replaced by the known one in "
-        "image and label",
+        "17 volumes (28, 31-38, 40-47) come with a wrong spacing, which is replaced in image and label by "
+        "the one that Hermes uses",
     ),
     channels=("CT",),
     labels={"liver": 1, "tumour": 2},

@@ -28,8 +28,8 @@ CARD = Card(
     num_cases="45 patients, each in both sequences; 35 bSSFP and 5 LGE with labels in the challenge",
     serves=("sdmessenger",),
     split=(
-        "By patient: subject N of LGE is taken to be patient N of bSSFP, so that both stay together. The headers "
-        "bear it out where it could be compared (patient 1: parallel slices)."
+        "By patient: subject N of LGE is taken to be patient N of bSSFP, so that both stay together. The "
+        "headers bear it out where it could be compared (patient 1: parallel slices)."
     ),
 )
 
