@@ -108,6 +108,15 @@ def test_pooled_statistics_weigh_every_case_the_same(raw_dataset: Path) -> None:
     assert (found.min, found.max) == (min(part.min() for part in pooled), max(part.max() for part in pooled))
 
 
+def test_a_large_case_does_not_outvote_a_small_one() -> None:
+    small, large = summarise(np.arange(100)), summarise(np.arange(1000, 11_000))
+    assert small is not None and large is not None
+    found = merge([small, large])
+    quarter, three_quarters = found.percentiles(25.0, 75.0)
+    assert quarter == pytest.approx(50, abs=1) and three_quarters == pytest.approx(6000, abs=20)
+    assert found.mean == pytest.approx((49.5 + 5999.5) / 2)
+
+
 def test_without_labels_the_statistics_are_of_what_is_not_zero(tmp_path: Path) -> None:
     found = take(make_raw_dataset(tmp_path / "set", num_labelled=0, num_unlabelled=1))
     image = make_phantom(0).image
