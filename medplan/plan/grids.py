@@ -1,6 +1,7 @@
 """The grid that cases are resampled to, and how their intensities are normalised."""
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Literal
 
 import numpy as np
@@ -34,8 +35,9 @@ def choose_spacing(
 
     1.5 mm in every direction, except that
         * pictures have no spacing;
-        * if the image is less than 32 voxels wide along some axis at 1.5 mm, or the smallest class less than
-          5, the axes finer than 1.5 mm keep their median spacing: 1.5 mm would destroy what is there;
+        * if the image is less than 32 voxels wide along some axis at 1.5 mm, or the smallest tenth of the
+          classes less than 5, the axes finer than 1.5 mm keep their median spacing: 1.5 mm would destroy what
+          is there (a tenth, because among a hundred classes some are a few stray voxels at any spacing);
         * axes coarser than 3 mm (thick slices) keep their median spacing: finer slices would be invented.
 
     Args:
@@ -80,7 +82,7 @@ def _too_small(
                     f"(fewer than {SMALL_IMAGE_VOXELS})"
                 )
     if diameters:
-        name = min(diameters, key=lambda key: diameters[key])
+        name = sorted(diameters, key=lambda key: diameters[key])[ceil(len(diameters) / 10) - 1]
         if diameters[name] / TARGET_MM < SMALL_CLASS_VOXELS:
             return (
                 f"at 1.5 mm '{name}' would be {diameters[name] / TARGET_MM:.1f} voxels wide "

@@ -170,7 +170,8 @@ def fit(
         f"as many as fit {target}" if room <= limit else "5 % of the dataset's voxels, more would repeat it"
     )
     if batch == 2:
-        reason = "the smallest batch" + ("" if room > 2 else f"; no more fit {target}")
+        why = f"no more fit {target}" if room <= 2 else "more would repeat so small a dataset"
+        reason = f"the smallest batch; {why}"
     return Fit(
         plan=_with_batch(plans[found], batch),
         footprint=take(found, batch),
