@@ -1,5 +1,6 @@
 """Verbs that decide and prepare: plan, preprocess, plan_and_preprocess, methods."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,7 +117,13 @@ def prepare_cases(space: Workspace, plan: "Plan", *, workers: int | None) -> Non
 
     for dataset in plan.datasets:
         folder = space.preprocessed_folder(dataset.name, dataset.preprocessed_name(plan.grid))
-        preprocess(open_dataset(space.raw_folder(dataset.name)), dataset, plan.grid, folder, workers=workers)
+        preprocess(
+            open_dataset(space.raw_folder(dataset.name)),
+            dataset,
+            plan.grid,
+            folder,
+            workers=workers or os.cpu_count() or 1,
+        )
         print(f"Preprocessed: {folder}")
 
 
