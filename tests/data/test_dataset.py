@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from medplan.data.dataset import find_inputs, open_dataset
 from medplan.data.images import read_image
 from medplan.errors import DataError
-from tests.data.test_images import write_series
+from tests.data.test_dicom import write_series
 
 
 def describe(folder: Path, **changes: Any) -> Path:
