@@ -1,0 +1,138 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from medplan.data.dataset import open_dataset
+from medplan.errors import DataError
+from medplan.plan.schema import Grid
+from medplan.preprocess import run
+from medplan.preprocess.run import preprocess, read_restoration
+
+GRID = Grid(spacing_mm=(2.0, 2.0, 2.0))
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from medplan.data.dataset import open_dataset
+from medplan.data.labels import LabelSpace
+from medplan.plan.schema import DatasetPlan, Grid, Normalisation
+from medplan.preprocess import storage
+from medplan.preprocess.run import preprocess
+
+write, delay = storage._write_volume, float(sys.argv[3])
+storage._write_volume = lambda *arguments: (write(*arguments), time.sleep(delay))
+plan = DatasetPlan(
+    name="Phantom", channels=("T1",), modalities=("MR",), folds=({},),
+    labels=LabelSpace(names=("liver", "spleen"), values=((1,), (2,))),
+    normalisations=(Normalisation(scheme="zscore"),),
+)
+print("ready", flush=True)
+preprocess(open_dataset(Path(sys.argv[1])), plan, Grid(spacing_mm=(2.0, 2.0, 2.0)), Path(sys.argv[2]),
+workers=2)
+"""
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def start(raw_dataset, folder, delay=0.0):
+    command = [sys.executable, "-c", SCRIPT, str(raw_dataset), str(folder), str(delay)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_the_number_of_workers_does_not_change_a_byte(raw_dataset, tmp_path, make_plan):
+    for workers in (1, 3):
+        preprocess(open_dataset(raw_dataset), make_plan(), GRID, tmp_path / str(workers), workers=workers)
+    assert content(tmp_path / "1") == content(tmp_path / "3")
+
+
+@pytest.mark.slow
+def test_a_killed_run_done_again_gives_the_bytes_of_an_uninterrupted_one(raw_dataset, tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    with start(raw_dataset, whole) as process:
+        assert process.wait() == 0
+    with start(raw_dataset, folder, delay=0.3) as process:
+        process.stdout.readline()
+        deadline = time.monotonic() + 60
+        while not list(folder.glob("*.image.b2nd")) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+    assert 0 < len(content(folder)) < len(content(whole))
+    (folder / ".case00.image.b2nd.tmp").write_bytes(b"half")
+    with start(raw_dataset, folder) as process:
+        assert process.wait() == 0
+    assert content(folder) == content(whole)
+
+
+def test_done_cases_are_left_alone_until_their_files_or_the_plan_change(raw_dataset, tmp_path, make_plan):
+    folder, dataset = tmp_path / "out", open_dataset(raw_dataset)
+    preprocess(dataset, make_plan(), GRID, folder, workers=2)
+    times = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+    def changed():
+        return {p.name.split(".")[0] for p in folder.iterdir() if p.stat().st_mtime_ns != times.get(p)}
+
+    preprocess(dataset, make_plan(), GRID, folder, workers=2)
+    assert changed() == set()
+    source = raw_dataset / "labelsTr" / "case01.nii.gz"
+    source.write_bytes((raw_dataset / "labelsTr" / "case02.nii.gz").read_bytes())
+    (folder / "case03.image.b2nd").unlink()
+    preprocess(dataset, make_plan(), GRID, folder, workers=2)
+    assert changed() == {"case01", "case03"}
+    preprocess(dataset, make_plan(scheme="unit"), GRID, folder, workers=2)
+    assert changed() == {path.name.split(".")[0] for path in folder.iterdir()}
+
+
+def test_a_bad_case_is_reported_and_the_rest_goes_on(raw_dataset, tmp_path, make_plan):
+    (raw_dataset / "imagesTr" / "case01_0000.nii.gz").write_bytes(b"not an image")
+    smaller = raw_dataset / "labelsTr" / "case02.nii.gz"
+    import SimpleITK as sitk
+
+    sitk.WriteImage(sitk.ReadImage(str(smaller))[:, :, :-1], str(smaller))
+    with pytest.raises(
+        DataError, match=r"2 of 6 cases(.|\n)*case01: (.|\n)*case02: .*'Phantom/case02'.*shape"
+    ):
+        preprocess(open_dataset(raw_dataset), make_plan(), GRID, tmp_path / "out", workers=2)
+    done = {path.name for path in (tmp_path / "out").glob("*.json")}
+    assert done == {"case00.json", "case03.json", "case04.json", "case05.json"}
+
+
+def test_an_unforeseen_failure_names_the_case(raw_dataset, tmp_path, make_plan, monkeypatch):
+    def fail(*_, key, **__):
+        raise MemoryError(f"no room for {key}")
+
+    monkeypatch.setattr(run, "prepare", fail)
+    with pytest.raises(DataError, match="case04: MemoryError: no room for Phantom/case04"):
+        preprocess(open_dataset(raw_dataset), make_plan(), GRID, tmp_path / "out", workers=2)
+
+
+def test_never_more_volumes_in_flight_than_workers(raw_dataset, tmp_path, make_plan, monkeypatch):
+    lock, inside, most = threading.Lock(), [0], [0]
+    original = run._case
+
+    def counted(*arguments):
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        original(*arguments)
+        with lock:
+            inside[0] -= 1
+
+    monkeypatch.setattr(run, "_case", counted)
+    preprocess(open_dataset(raw_dataset), make_plan(), GRID, tmp_path / "out", workers=2)
+    assert most[0] <= 2
+
+
+def test_validation_finds_the_way_back(raw_dataset, tmp_path, make_plan):
+    preprocess(open_dataset(raw_dataset), make_plan(), GRID, tmp_path / "out", workers=2)
+    restoration = read_restoration(tmp_path / "out", "case00")
+    assert restoration.native.shape == (20, 28, 24)
+    assert np.load(tmp_path / "out" / "case00.locations.npy").dtype == np.uint16
+    assert not (tmp_path / "out" / "case04.label.b2nd").exists()
