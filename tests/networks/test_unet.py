@@ -97,3 +97,9 @@ def test_the_pyramid_of_a_cube_is_nnunets() -> None:
     assert pyramid.strides == ((1, 1, 1),) + ((2, 2, 2),) * 5
     assert pyramid.blocks == (1, 3, 4, 6, 6, 6)
     assert pyramid.decoder_blocks == (1,) * 5
+
+
+def test_the_coarsest_resolution_of_the_decoder_is_not_supervised() -> None:
+    image = torch.randn(1, 1, 16, 32, 32)
+    assert len(UNet(1, CUBIC, 2, 3, deep_supervision=True).all_resolutions(image)) == len(CUBIC.features) - 2
+    assert len(UNet(1, CUBIC, 2, 3).all_resolutions(image)) == 1
