@@ -8,15 +8,32 @@ Source: Zhang, Wang, Li, "S&D Messenger", arXiv:2407.07763 (L2U).
 Shapes: B batch, C channels, Z Y X voxels; lower and upper corners (B, 3), upper exclusive.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from medplan.data.cases import CaseStore
 from medplan.errors import MethodError
 
-__all__ = ["Boxes", "boxes_around_foreground", "boxes_inside_extent", "paste"]
+__all__ = ["Boxes", "DrawsPaste", "boxes_around_foreground", "boxes_inside_extent", "paste"]
+
+
+@dataclass(frozen=True)
+class DrawsPaste:
+    """A sampler that adds ``paste``: five numbers in [0, 1) that decide about the element's box.
+
+    They are drawn with the element, so that its box does not depend on the batch or the rank that it is in.
+    """
+
+    sampler: Callable[[CaseStore, np.random.Generator], dict[str, Any]]
+
+    def __call__(self, store: CaseStore, rng: np.random.Generator) -> dict[str, Any]:
+        element = self.sampler(store, rng)
+        return {**element, "paste": rng.random(5, dtype=np.float32)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +67,21 @@ class Boxes:
 
 
 def boxes_around_foreground(
-    codes_BZYX: Tensor, num_classes: int, *, fraction: tuple[float, float], probability: float = 1.0
+    codes_BZYX: Tensor,
+    num_classes: int,
+    uniform_B5: Tensor,
+    *,
+    fraction: tuple[float, float],
+    probability: float = 1.0,
 ) -> Boxes:
-    """Draw a box around a voxel of a random class in every sample that has foreground.
+    """Place a box around a voxel of a random class in every sample that has foreground.
 
     The class is uniform among those present, then the voxel among the class's; so small structures are pasted
     too, and every box holds foreground.
 
     Args:
         codes_BZYX: integer, below num_classes; foreground is > 0.
+        uniform_B5: numbers in [0, 1) that decide, see `DrawsPaste`.
         fraction: each side is this share of the patch's, uniform in [low, high], at least one voxel.
         probability: that a sample gets a box at all.
 
@@ -67,33 +90,25 @@ def boxes_around_foreground(
     """
     shape = codes_BZYX.shape[1:]
     flat = codes_BZYX.flatten(1).long().clamp(min=0)
-    device = flat.device
-    num_samples = len(flat)
-    counts = torch.zeros(num_samples, num_classes, device=device)
+    counts = torch.zeros(len(flat), num_classes, device=flat.device)
     counts = counts.scatter_add(1, flat, torch.ones_like(flat, dtype=counts.dtype))
-    rarity = 1 / counts.clamp(min=1).gather(1, flat)
-    weight = torch.where(flat > 0, rarity, 0)
-    uniform = torch.rand(flat.shape, device=device).clamp(min=1e-30)
-    # The largest log(u) / w of each sample is a draw with probability proportional to w (Efraimidis 2006).
-    chosen = torch.where(weight > 0, uniform.log() / weight, -torch.inf).argmax(1)
-    centre = torch.stack(
-        [chosen // (shape[1] * shape[2]), chosen // shape[2] % shape[1], chosen % shape[2]], 1
-    )
-    sizes = torch.tensor(shape, device=device)
+    rarity = 1 / counts.clamp(min=1).gather(1, flat).double()
+    reached = torch.where(flat > 0, rarity, 0).cumsum(1)
+    chosen = (reached > uniform_B5[:, :1] * reached[:, -1:]).int().argmax(1)
+    plane = shape[1] * shape[2]
+    centre = torch.stack([chosen // plane, chosen % plane // shape[2], chosen % shape[2]], 1)
+    sizes = torch.tensor(shape, device=flat.device)
     low, high = fraction
-    side = (
-        (sizes * (low + (high - low) * torch.rand(num_samples, 3, device=device))).round().long().clamp(min=1)
-    )
-    side = torch.where(sizes == 1, 1, side)
-    wanted = (flat > 0).any(1) & (torch.rand(num_samples, device=device) < probability)
+    side = (sizes * (low + (high - low) * uniform_B5[:, 1:4])).round().long().clamp(min=1)
+    wanted = (flat > 0).any(1) & (uniform_B5[:, 4] < probability)
     return _clipped(centre, side, sizes, wanted)
 
 
-def boxes_inside_extent(codes_BZYX: Tensor, side: int) -> Boxes:
-    """Draw the released square: centred anywhere in the extent of the foreground, if that is larger than the
-    square.
+def boxes_inside_extent(codes_BZYX: Tensor, uniform_B5: Tensor, *, side: int) -> Boxes:
+    """Place the released square: centred anywhere in the extent of the foreground, if that is larger than it.
 
     Args:
+        uniform_B5: as in `boxes_around_foreground`.
         side: voxels along y and x.
     """
     shape = codes_BZYX.shape[1:]
@@ -107,7 +122,7 @@ def boxes_inside_extent(codes_BZYX: Tensor, side: int) -> Boxes:
     lowest, highest = torch.stack(first, 1), torch.stack(last, 1)
     extent = highest - lowest
     large = (extent[:, 1:] > side).all(1) & foreground.flatten(1).any(1)
-    centre = lowest + (torch.rand(extent.shape, device=device) * (extent + 1)).long()
+    centre = lowest + (uniform_B5[:, 1:4] * (extent + 1)).long()
     sizes = torch.tensor(shape, device=device)
     sides = torch.tensor([shape[0], side, side], device=device).expand(len(centre), 3)
     return _clipped(centre, sides, sizes, large)

@@ -54,7 +54,7 @@ class Messenger(nn.Module):
         shares_batch: bool = False,
     ) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout = heads, nn.Dropout(dropout)
         self.memory, self.shares_batch = memory, shares_batch
         self.enter = nn.Linear(width, width)
         self.norm_before = nn.LayerNorm(width, eps=1e-6)
@@ -94,7 +94,8 @@ class Messenger(nn.Module):
             partner = torch.arange(len(query), device=query.device) % len(key)
             key, value = key[partner], value[partner]
         mixed = self._attend(query, key, value).transpose(1, 2)
-        return self._drop(self.labelled.output(mixed))
+        output: Tensor = self.dropout(self.labelled.output(mixed))
+        return output
 
     def _reflect(self, unknown_UNC: Tensor) -> Tensor:
         query, key, value = (
@@ -102,17 +103,16 @@ class Messenger(nn.Module):
         )
         mixed_UHCN = self._attend(query, key, value)
         # The released output layer expects channel-major order (channel * H + head), unlike its projections.
-        return self._drop(self.unlabelled.output(mixed_UHCN.permute(0, 3, 2, 1).flatten(2)))
+        output: Tensor = self.dropout(self.unlabelled.output(mixed_UHCN.permute(0, 3, 2, 1).flatten(2)))
+        return output
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         scores = query @ key.transpose(-1, -2)
         mean = scores.mean(dim=(-2, -1), keepdim=True)
         variance = scores.var(dim=(-2, -1), correction=0, keepdim=True)
         weights = ((scores - mean) * (variance + 1e-5).rsqrt()).softmax(-1)
-        return self._drop(weights) @ value
-
-    def _drop(self, value: Tensor) -> Tensor:
-        return F.dropout(value, self.dropout, self.training)
+        mixed: Tensor = self.dropout(weights) @ value
+        return mixed
 
 
 class Messengers(nn.ModuleDict):
