@@ -151,10 +151,10 @@ def main() -> None:
                     "difference": float(difference),
                 }
                 line += f" | nnU-Net {theirs[0]:6.2f} s {theirs[1]:6.0f} MiB"
-                line += f" | time {ours[0] / theirs[0]:.3f} (at most {BOUNDS[job]}) memory {ours[1] /
-                theirs[1]:.2f}" line += (
-                    f" | {'largest difference' if job == 'image' else 'share that differs'} {difference:.1e}"
-                )
+                line += f" | time {ours[0] / theirs[0]:.3f} (at most {BOUNDS[job]})"
+                line += f" memory {ours[1] / theirs[1]:.2f}"
+                measure_of = "largest difference" if job == "image" else "share that differs"
+                line += f" | {measure_of} {difference:.1e}"
             print(line, flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(figures, indent=1) + "\n")

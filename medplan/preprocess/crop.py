@@ -5,7 +5,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask
 from scipy import ndimage
 
 from medplan.plan.schema import Modality
@@ -41,11 +40,14 @@ def crop_box(
         return whole
     if crop == "body" and "CT" in modalities:
         return _largest_part(array[list(modalities).index("CT")], _AIR_HU, spacing_mm) or whole
-    box = get_bbox_from_mask((array != 0).any(axis=0))
-    lower, upper = (_voxel(limits) for limits in zip(*box, strict=True))
-    if crop == "nonzero" or upper == lower:
+    boxes = ndimage.find_objects((array != 0).any(axis=0).view(np.uint8))
+    if not boxes:
+        return whole
+    box = boxes[0]
+    lower, upper = _voxel([part.start for part in box]), _voxel([part.stop for part in box])
+    if crop == "nonzero":
         return lower, upper
-    inside = array[0][tuple(slice(*limits) for limits in box)]
+    inside = array[0][box]
     part = _largest_part(inside, _half_otsu(inside), spacing_mm)
     if part is None:
         return lower, upper

@@ -11,9 +11,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.ndimage import spline_filter1d
-from torch import Tensor
 
 __all__ = ["Band", "along", "band", "neighbours", "operator", "window"]
 
@@ -36,7 +34,7 @@ class Band:
 
     rows: tuple[int, int]
     columns: tuple[int, int]
-    weights: Tensor
+    weights: npt.NDArray[np.float32]
 
 
 @lru_cache(maxsize=64)
@@ -100,26 +98,30 @@ def window(
         block = matrix[start : start + _ROWS_PER_BLOCK]
         used = np.flatnonzero((np.abs(block) > _NEGLIGIBLE).any(axis=0))
         low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
-        weights = torch.from_numpy(np.ascontiguousarray(block[:, low:high], dtype=np.float32))
+        weights = np.ascontiguousarray(block[:, low:high], dtype=np.float32)
         blocks.append(Band((start, start + len(block)), (low, high), weights))
     return tuple(blocks)
 
 
-def along(volume: Tensor, axis: int, bands: tuple[Band, ...]) -> Tensor:
+def along(volume: npt.NDArray[np.float32], axis: int, bands: tuple[Band, ...]) -> npt.NDArray[np.float32]:
     """Multiply a (Z, Y, X) volume with an operator along one axis (0, 1 or 2)."""
     shape = list(volume.shape)
     shape[axis] = bands[-1].rows[1]
-    result = volume.new_empty(shape)
-    source = (volume.flatten(1), volume, volume.flatten(0, 1))[axis]
-    target = (result.flatten(1), result, result.flatten(0, 1))[axis]
+    result = np.empty(shape, dtype=np.float32)
+    if axis == 0:
+        source, target = (one.reshape(len(one), -1) for one in (volume, result))
+    elif axis == 1:
+        source, target = volume, result
+    else:
+        source, target = (one.reshape(-1, one.shape[2]) for one in (volume, result))
     for block in bands:
         (first, last), (low, high) = block.rows, block.columns
         if axis == 0:
-            torch.mm(block.weights, source[low:high], out=target[first:last])
+            np.matmul(block.weights, source[low:high], out=target[first:last])
         elif axis == 1:
-            torch.matmul(block.weights, source[:, low:high], out=target[:, first:last])
+            np.matmul(block.weights, source[:, low:high], out=target[:, first:last])
         else:
-            torch.mm(source[:, low:high], block.weights.T, out=target[:, first:last])
+            np.matmul(source[:, low:high], block.weights.T, out=target[:, first:last])
     return result
 
 

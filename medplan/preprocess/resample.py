@@ -4,7 +4,6 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from medplan.data.labels import IGNORE
 from medplan.preprocess.operators import along, band, positions, window
@@ -40,10 +39,10 @@ def resample_image(array: npt.NDArray[np.floating], shape: Voxel) -> npt.NDArray
     result = np.empty((len(array), *shape), dtype=np.float32)
     for source, target in zip(array, result, strict=True):
         low, high = float(source.min()), float(source.max())
-        volume = torch.from_numpy(source)
+        volume = source
         for axis in _strongest_reduction_first(source.shape, shape):
             volume = along(volume, axis, band("cubic", source.shape[axis], shape[axis]))
-        torch.clamp(volume, low, high, out=torch.from_numpy(target))
+        np.clip(volume, low, high, out=target)
     return result
 
 
@@ -136,11 +135,11 @@ def _share(
         bands.append(window("linear", old, new, rows, (low, high)))
         where.append(slice(*rows))
     inside = codes[tuple(slice(*limits) for limits in box)] == code
-    volume = torch.from_numpy(inside).to(torch.float32)
+    volume = inside.astype(np.float32)
     sizes = tuple(part.stop - part.start for part in where)
     for axis in _order(volume.shape, sizes):
         volume = along(volume, axis, bands[axis])
-    return volume.numpy(), tuple(where)
+    return volume, tuple(where)
 
 
 def _order(old: tuple[int, ...], new: tuple[int, ...]) -> list[int]:

@@ -6,8 +6,6 @@ import logging
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-import torch
-
 from medplan.data.dataset import Dataset, RawCase
 from medplan.data.images import read_image, read_label
 from medplan.errors import DataError, MedplanError
@@ -33,8 +31,8 @@ def preprocess(dataset: Dataset, plan: DatasetPlan, grid: Grid, folder: Path, *,
 
     A case is done again when its files, the grid, the normalisation or the labels have changed. Interrupting
     at any point and starting again gives the same bytes as a run without interruption. Threads share the
-    work: reading, matrix products and compression run outside Python's lock, and no process has to load torch
-    again.
+    work: reading, matrix products and compression run outside Python's lock, and
+    torch is not needed.
 
     Args:
         dataset: training cases are preprocessed, and those test cases that a fold of the plan names.
@@ -52,12 +50,8 @@ def preprocess(dataset: Dataset, plan: DatasetPlan, grid: Grid, folder: Path, *,
     facts = _facts(plan, grid)
     if atlas is not None:
         facts += hashlib.blake2b(atlas.volume.tobytes()).hexdigest()
-    num_threads = torch.get_num_threads()
-    per_worker = max(1, num_threads // workers)
     failed: dict[str, str] = {}
-    pool = ThreadPoolExecutor(
-        workers, "preprocess", initializer=torch.set_num_threads, initargs=(per_worker,)
-    )
+    pool = ThreadPoolExecutor(workers, "preprocess")
     try:
         futures = {pool.submit(_case, case, plan, grid, folder, facts, atlas): case.id for case in cases}
         for done in track(as_completed(futures), label=f"preprocessing {plan.name}", total=len(futures)):
@@ -67,7 +61,6 @@ def preprocess(dataset: Dataset, plan: DatasetPlan, grid: Grid, folder: Path, *,
                 logger.error("%s: %s", futures[done], reason)
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(num_threads)
     if failed:
         listed = "\n".join(f"  {case}: {reason}" for case, reason in sorted(failed.items()))
         raise DataError(

@@ -154,7 +154,8 @@ def test_only_so_many_cases_stay_open(store, monkeypatch):
 
 def test_reading_imports_neither_torch_nor_an_image_library(store, folder):
     code = (
-        "import sys, pickle; store = pickle.loads(bytes.fromhex(sys.argv[1])); store['Phantom/case00'].image();"
+        "import sys, pickle; store = pickle.loads(bytes.fromhex(sys.argv[1]));"
+        "store['Phantom/case00'].image();"
         "sys.exit(', '.join({'torch', 'SimpleITK', 'nibabel', 'scipy'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run(
