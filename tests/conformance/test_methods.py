@@ -151,7 +151,7 @@ def test_two_ranks_train_as_one_does_on_the_whole_batch(name: str, tmp_path: Pat
 @pytest.mark.slow
 @over_methods
 def test_one_case_can_be_learnt_by_heart(name: str, tmp_path: Path) -> None:
-    numbers = {"iterations": 200, "checkpoint_every": 1000, **hook(name, "OVERFIT", {})}
+    numbers = {"iterations": 400, "batch_size": 4, "checkpoint_every": 1000, **hook(name, "OVERFIT", {})}
     plan = only_case(tiny_plan(name, **numbers))
     store = tiny_store(plan)
     (key,) = store.role("labelled")[:1]

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from medplan.runtime import Runtime
 from medplan.train import run as run_module
 from medplan.train.loop import train
 from medplan.train.run_folder import Record, hold
+from medplan.train.validate import make_validator
 from tests.train.toy import Steady, Toy, build, toy_plan, toy_store
 
 CPU = Runtime(device=torch.device("cpu"))
@@ -116,12 +118,47 @@ def test_validation_picks_the_best_weights_and_patience_ends_training(
     assert len(seen) == 4, "a run that ended early is not continued by the same plan"
 
 
+def test_validation_uses_the_predictor_and_draws_the_progress(tmp_path: Path) -> None:
+    plan = toy_plan(validate_every=3)
+    store: Any = toy_store(plan)
+    go(tmp_path, plan, validate=make_validator(plan, store, runtime=CPU))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    validated = [line for line in lines if "validation" in line]
+    assert [line["step"] for line in validated] == [3, 6]
+    assert all(set(line["validation"]) == {"score", "liver", "spleen"} for line in validated)
+    assert (tmp_path / "progress.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_parameter_that_is_in_no_optimiser_never_moves(tmp_path: Path) -> None:
     plan = toy_plan()
     first = build(plan).state_dict()
     trained = go(tmp_path, plan).state_dict()
     moved = {name for name, tensor in trained.items() if not torch.equal(tensor, first[name])}
     assert moved == {"body.weight", "body.bias", "head.weight", "head.bias", "average"}
+
+
+def test_every_step_draws_anew_and_a_resumed_one_draws_the_same(tmp_path: Path) -> None:
+    class Drawing(Steady):
+        draws: ClassVar[list[float]] = []
+
+        def training_step(self, batch, update, at):  # type: ignore[no-untyped-def]
+            self.draws.append(float(torch.rand(1)))
+            return super().training_step(batch, update, at)
+
+    go(tmp_path, toy_plan(), kind=Drawing)
+    assert len(set(Drawing.draws)) == 6
+    go(tmp_path, toy_plan(), kind=Drawing, resume=False)
+    assert Drawing.draws[:6] == Drawing.draws[6:]
+
+
+def test_what_is_not_trained_in_a_phase_needs_no_gradient(tmp_path: Path) -> None:
+    class Looking(Steady):
+        def training_step(self, batch, update, at):  # type: ignore[no-untyped-def]
+            assert not self.unused.weight.requires_grad
+            assert self.head.weight.requires_grad == (at.phase == "second")
+            return super().training_step(batch, update, at)
+
+    go(tmp_path, toy_plan(), kind=Looking)
 
 
 def test_gradients_that_are_not_finite_stop_before_the_step_and_name_the_cases(tmp_path: Path) -> None:
