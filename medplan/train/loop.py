@@ -57,7 +57,8 @@ def train(
         validate: returns ``score`` and whatever else is to be logged; see `medplan.train.validate`. Without
             it, ``best.pt`` holds the last weights.
         workers: loader processes per rank; None chooses by device.
-        compile: compile the method's networks with `torch.compile`, in place.
+        compile: compile the method's networks with `torch.compile`, in place. It acts on networks that a method
+            calls through ``forward``.
         track: experiment trackers, see `medplan.train.log.open_trackers`.
 
     Returns: the path of ``best.pt``.
