@@ -57,7 +57,7 @@ def train(
         validate: returns ``score`` and whatever else is to be logged; see `medplan.train.validate`. Without
             it, ``best.pt`` holds the last weights.
         workers: loader processes per rank; None chooses by device.
-        compile: compile the method's networks with `torch.compile`, in place. It acts on networks that a method
+        compile: compile the method's networks with `torch.compile`, in place. It acts on what a method
             calls through ``forward``.
         track: experiment trackers, see `medplan.train.log.open_trackers`.
 
