@@ -19,7 +19,8 @@ labelled patches attend to the channels of unlabelled ones (U2L, `medplan.networ
 | (1 - t/T)^0.9                              | the phase's schedule, `poly`                                 |
 
 The three settings of the paper differ in the roles of cases only: labelled and unlabelled cases of one domain
-(semi-supervised), of two (adaptation), or of all but one (generalisation).
+(semi-supervised), of two (adaptation), or of all but one (generalisation). Without pretrained weights the
+encoder is a U-Net: a Mix Transformer needs them where data is scarce.
 
 Differs: the augmentation is that of every method here instead of 3 of 6 operations; inputs are normalised as
 the plan says instead of to [0, 1]; ``compat`` brings back the released slips that are named at each option.
@@ -28,7 +29,8 @@ the plan says instead of to [0, 1]; ``compat`` brings back the released slips th
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -71,7 +73,16 @@ from medplan.records import decode
 
 __all__ = ["METHOD", "Config", "SDMessenger"]
 
-NO_WEIGHTS = "no pretrained weights are given, and a Mix Transformer needs them where data is scarce"
+FROM_SCRATCH: Mapping[str, Any] = {
+    "momentum": 0.99,
+    "class_weights": False,
+    "warmup": 0.4,
+    "warmup_exchange": False,
+    "ramp": 0.1,
+    "ema": 0.99,
+    "paste_fraction": (0.4, 0.8),
+}
+"""For a U-Net, which must first learn what a pretrained encoder knows already."""
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +122,7 @@ class Config:
         ema: decay of a second set of weights that makes the pseudo-labels and the predictions; 0 for none.
             Released: 0.
         oversample: share of labelled patches centred on foreground. Differs: released crops are anywhere.
-        mirror: flip patches at random. Differs: released without.
+        mirror: flip patches at random. Released: no; few labels do not teach what lies left and what right.
         momentum: of SGD. Released: 0.9.
         head_lr_factor: learning rate of head and messengers relative to a Mix Transformer's. Released: 5.
         drop_path: of the Mix Transformer. Released: 0.1.
@@ -142,7 +153,7 @@ class Config:
     threshold: float = 0.0
     ema: float = 0.0
     oversample: float = 1 / 3
-    mirror: bool = True
+    mirror: bool = False
     momentum: float = 0.9
     head_lr_factor: float = 5.0
     drop_path: float = 0.1
@@ -159,14 +170,8 @@ class Config:
 
     @property
     def exchange(self) -> Exchange:
-        return Exchange(
-            kind=self.messenger,
-            stages=self.stages,
-            memory=self.memory,
-            heads=self.heads,
-            dropout=self.dropout,
-            alpha=self.alpha,
-        )
+        names = [field.name for field in fields(Exchange)]
+        return Exchange(**{name: getattr(self, name) for name in names})
 
 
 class SDMessenger(Method):
@@ -178,16 +183,13 @@ class SDMessenger(Method):
     @classmethod
     def propose(cls, situation: Situation) -> Proposal:
         """Fit where labelled cases come with unlabelled ones or other domains; best with few labels."""
+        unfit = partial(Proposal, fits=False, score=0)
         if situation.num_labelled == 0:
-            return Proposal(fits=False, score=0, reason="there is no labelled case to learn from")
+            return unfit(reason="there is no labelled case to learn from")
         if situation.num_datasets > 1:
-            return Proposal(
-                fits=False, score=0, reason="it learns one dataset at a time; name domains inside it"
-            )
+            return unfit(reason="it learns one dataset at a time, whose cases may be of several domains")
         if situation.num_unlabelled == 0 and len(situation.domains) < 2:
-            return Proposal(
-                fits=False, score=0, reason="there is neither an unlabelled case nor a second domain"
-            )
+            return unfit(reason="there is neither an unlabelled case nor a second domain")
         weights = situation.encoder_weights
         what = f"{situation.num_labelled} labelled and {situation.num_unlabelled} unlabelled cases"
         if not situation.num_unlabelled:
@@ -200,8 +202,8 @@ class SDMessenger(Method):
             encoder=_size_of(weights) if weights else "unet",
             lr=1e-3 if weights else 0.01,
             weight_decay=1e-4 if weights else 3e-5,
-            config={} if weights else {"momentum": 0.99},
-            reasons={"encoder": "pretrained weights are given" if weights else NO_WEIGHTS},
+            config={} if weights else FROM_SCRATCH,
+            reasons={"encoder": f"{'pretrained' if weights else 'no pretrained'} weights are given"},
         )
 
     def __init__(self, plan: Plan) -> None:

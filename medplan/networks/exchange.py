@@ -18,13 +18,13 @@ class Exchange:
     """Where and how features are exchanged.
 
     Attributes:
-        kind: ``stage`` behind stages of the encoder, ``block`` inside the last stage's blocks, or ``none``.
+        messenger: ``stage`` behind stages of the encoder, ``block`` inside the last one's blocks, ``none``.
         stages: counted from 1 at the finest or -1 at the coarsest, for ``stage``.
         memory, heads, dropout: of `Messenger`.
         alpha: of `ChannelAttention`, for ``block``.
     """
 
-    kind: Literal["stage", "block", "none"] = "stage"
+    messenger: Literal["stage", "block", "none"] = "stage"
     stages: tuple[int, ...] = (-1,)
     memory: Memory = "batch"
     heads: int = 2
@@ -33,7 +33,7 @@ class Exchange:
 
     def messengers(self, widths: tuple[int, ...]) -> Messengers:
         """Make the messengers for an encoder with these channels, finest stage first."""
-        stages = self.stages if self.kind == "stage" else ()
+        stages = self.stages if self.messenger == "stage" else ()
         return Messengers.behind(stages, widths, heads=self.heads, dropout=self.dropout, memory=self.memory)
 
 
@@ -55,7 +55,7 @@ def exchange_network(
     if encoder == "unet":
         if pyramid is None:
             raise MethodError("the encoder 'unet' needs a 'pyramid' in the plan; plan it again.")
-        if exchange.kind == "block":
+        if exchange.messenger == "block":
             raise MethodError(
                 "messenger 'block' sits inside the blocks of a Mix Transformer; choose '--encoder mit_b0' to "
                 "'mit_b5', or messenger 'stage'."
@@ -81,5 +81,5 @@ def exchange_network(
         num_outputs=num_outputs,
         messengers=exchange.messengers(SIZES[encoder].widths),
         drop_path=drop_path,
-        alpha=exchange.alpha if exchange.kind == "block" else None,
+        alpha=exchange.alpha if exchange.messenger == "block" else None,
     )

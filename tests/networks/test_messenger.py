@@ -136,7 +136,7 @@ def test_stages_count_from_either_end():
 @torch.no_grad()
 def test_segformer_gives_the_image_size_and_is_batch_invariant(kind):
     network = exchange_network(
-        "mit_b0", None, 2, num_channels=1, num_outputs=3, exchange=Exchange(kind=kind)
+        "mit_b0", None, 2, num_channels=1, num_outputs=3, exchange=Exchange(messenger=kind)
     ).eval()
     image = torch.rand(3, 1, 1, 50, 43)
     (logits,) = network(image)
@@ -163,7 +163,9 @@ def test_unet_gives_the_patch_size_in_both_dimensions(dims, size):
 )
 def test_choices_that_do_not_fit_are_refused(encoder, dims, kind, message):
     with pytest.raises(MethodError, match=message):
-        exchange_network(encoder, PYRAMID, dims, num_channels=1, num_outputs=2, exchange=Exchange(kind=kind))
+        exchange_network(
+            encoder, PYRAMID, dims, num_channels=1, num_outputs=2, exchange=Exchange(messenger=kind)
+        )
 
 
 @torch.no_grad()
