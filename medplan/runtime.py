@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +16,11 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from medplan.errors import UsageError, did_you_mean
 
-__all__ = ["Runtime", "cores", "cpu_has_bf16", "device_memory", "free_disk", "tune_allocator"]
+__all__ = ["Runtime", "cores", "cpu_has_bf16", "device_memory", "free_disk", "host_memory", "tune_allocator"]
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ class Runtime:
         """Return the context for forward passes and losses."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
+        if self.device.type == "cpu":
+            return _autocast_on_cpu()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def without_autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -165,6 +168,16 @@ def device_memory(device: torch.device | None = None) -> int | None:
     return int(torch.cuda.mem_get_info(device)[1])
 
 
+def host_memory() -> int | None:
+    """Return the bytes of main memory that are free, or None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    return kilobytes["MemAvailable"] * 1024
+
+
 def free_disk(folder: Path) -> int:
     """Return the free bytes of the disk that `folder` lies on or will lie on."""
     while not folder.exists():
@@ -211,6 +224,29 @@ def _find_device(name: str, *, local_rank: int) -> torch.device:
     if index >= count:
         raise UsageError(f"--device cuda:{index}: there are only {count} CUDA devices, numbered from 0.")
     return torch.device("cuda", index)
+
+
+class _FlatVolumesInFloat32(TorchFunctionMode):
+    """Convolve volumes that are two voxels deep in float32.
+
+    For these, and only these, the weight gradient of bfloat16 convolutions reads memory that nobody has
+    written (oneDNN 3.12, in torch 2.14): gradients of 1e30 or NaN, now and then.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch.conv3d and args[0].shape[2] == 2:
+            with torch.autocast("cpu", enabled=False):
+                volumes = [x.float() if isinstance(x, Tensor) else x for x in args]
+                return func(*volumes, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _autocast_on_cpu() -> Iterator[None]:
+    with torch.autocast("cpu", dtype=torch.bfloat16), _FlatVolumesInFloat32():
+        yield
 
 
 def _computes_bf16(device: torch.device) -> bool:

@@ -29,7 +29,8 @@ def info(*, workspace: Path | None) -> None:
         + (f", {memory / 1e9:.1f} GB" if memory else "")
         + f", {runtime.precision}"
     )
-    print(f"memory:   {host_memory() / 1e9:.1f} GB free")
+    memory_free = host_memory()
+    print(f"memory:   {memory_free / 1e9:.1f} GB free" if memory_free else "memory:   unknown")
     print(f"disk:     {shutil.disk_usage(space.root).free / 1e9:.1f} GB free in {space.root}")
     print("weights:")
     for line in weights.describe():

@@ -54,3 +54,19 @@ def test_the_allocator_is_left_alone_where_the_user_has_set_it() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", str(sys.platform.startswith("linux"))]
+
+
+def test_volumes_two_voxels_deep_have_exact_gradients_on_the_cpu() -> None:
+    runtime = Runtime(device=torch.device("cpu"), precision="bf16")
+    torch.manual_seed(0)
+    weight, volume = torch.randn(16, 16, 3, 3, 3, requires_grad=True), torch.randn(2, 16, 2, 4, 4)
+    for _ in range(5):
+        del [torch.full((weight.numel() // 2 + 1,), 1e30) for _ in range(4)][:]
+        with runtime.autocast():
+            flat = torch.nn.functional.conv3d(volume, weight, padding=1)
+            deep = torch.nn.functional.conv3d(torch.cat([volume, volume], dim=2), weight, padding=1)
+        assert (flat.dtype, deep.dtype) == (torch.float32, torch.bfloat16)
+        (gradient,) = torch.autograd.grad(flat.square().sum(), weight)
+        exact = torch.nn.functional.conv3d(volume, weight, padding=1)
+        (expected,) = torch.autograd.grad(exact.square().sum(), weight)
+        assert torch.allclose(gradient, expected, rtol=1e-4, atol=1e-3)
