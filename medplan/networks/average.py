@@ -26,9 +26,13 @@ class MovingAverage(nn.Module):
             self.register_buffer(self._names[name], value.detach().clone())
 
     @torch.no_grad()
-    def update(self, network: nn.Module, *, decay: float) -> None:
-        """Move the average towards the network by ``1 - decay``; integer buffers are copied."""
-        for name, value in _tensors(network):
+    def update(self, network: nn.Module, *, decay: float, leaves_buffers: bool = False) -> None:
+        """Move the average towards the network by ``1 - decay``; integer buffers are copied.
+
+        Args:
+            leaves_buffers: move parameters only; running statistics stay those of the averaged network.
+        """
+        for name, value in list(network.named_parameters()) if leaves_buffers else _tensors(network):
             mine = self.get_buffer(self._names[name])
             if mine.is_floating_point():
                 mine.lerp_(value.detach(), 1 - decay)
