@@ -46,7 +46,9 @@ SAM_VARIANTS = {
     "vit_b": SamVariant(width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)),
     "vit_l": SamVariant(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23)),
     "vit_h": SamVariant(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31)),
+    "tiny": SamVariant(width=128, depth=4, heads=4, global_blocks=(1, 3)),
 }
+"""The published sizes, and ``tiny``, which has no weights: for tests, and to learn from nothing."""
 
 
 def build_sam_image_encoder(variant: str, image_size: int) -> nn.Module:

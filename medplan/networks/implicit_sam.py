@@ -1,0 +1,251 @@
+"""Segment Anything with adapters and a decoder that answers at any resolution (I-MedSAM).
+
+Image encoder, prompt encoder and the trunk of the mask decoder are those of the package segment-anything;
+what is added lies around them. Paper: Wei et al. 2024, arXiv:2311.17081. Released code: ucwxb/I-MedSAM (no
+licence; read, not copied).
+
+Shapes: B images, C channels, Y X pixels, D width of the tokens, h w = Y / 16, X / 16.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from medplan.checkpoint import restore
+from medplan.errors import CheckpointError, MethodError
+from medplan.networks.frequency_adapter import FrequencyAdapter, spectrum
+from medplan.networks.implicit import ImplicitDecoder
+from medplan.networks.lora import adapt_attention
+from medplan.networks.sam import (
+    OUTPUT_CHANNELS,
+    SAM_VARIANTS,
+    TOKEN_PIXELS,
+    build_sam_image_encoder,
+    load_sam_image_encoder,
+)
+
+__all__ = ["AdaptedEncoder", "ImplicitSam", "is_released", "released_state"]
+
+MAP_CHANNELS = OUTPUT_CHANNELS // 8
+"""Channels of the upscaled map that SAM's mask decoder multiplies with its mask tokens."""
+_PROMPTED = ("prompt_encoder.", "mask_decoder.")
+
+
+class AdaptedEncoder(nn.Module):
+    """A SAM image encoder with low-rank updates of its attention, and frequency tokens that pass beside it.
+
+    Args:
+        variant: of SAM.
+        image_size: pixels per side, a multiple of 16.
+        rank: of the updates; 0 leaves them out.
+        gated: see `LowRankAttention`.
+        hidden: width inside the frequency adapters; 0 leaves the frequency branch out.
+        strength: factor of the frequency tokens where they are added to the image's.
+        compat: see `spectrum`.
+    """
+
+    def __init__(
+        self,
+        variant: str,
+        image_size: int,
+        *,
+        rank: int = 4,
+        gated: bool = True,
+        hidden: int = 4,
+        strength: float = 0.5,
+        compat: bool = False,
+    ) -> None:
+        super().__init__()
+        self.variant, self.image_size, self.strength, self.compat = variant, image_size, strength, compat
+        self.vit = build_sam_image_encoder(variant, image_size)
+        self.attention = adapt_attention(self.vit, rank, gated=gated) if rank else []
+        width, depth = SAM_VARIANTS[variant].width, SAM_VARIANTS[variant].depth
+        self.frequency = nn.ModuleList(FrequencyAdapter(width, hidden) for _ in range(depth if hidden else 0))
+
+    def forward(self, image_B3YX: Tensor) -> Tensor:
+        """Return embedding_BChw."""
+        vit = cast(Any, self.vit)
+        tokens_BhwD = vit.patch_embed(image_B3YX) + vit.pos_embed
+        waves_BhwD = None
+        if len(self.frequency):
+            picture = spectrum(image_B3YX, compat=self.compat).to(image_B3YX.dtype)
+            waves_BhwD = vit.patch_embed(picture.expand(-1, 3, -1, -1)) + vit.pos_embed
+        for number, block in enumerate(vit.blocks):
+            tokens_BhwD = block(tokens_BhwD)
+            if waves_BhwD is not None:
+                waves_BhwD = self.frequency[number](waves_BhwD)
+                tokens_BhwD = tokens_BhwD + self.strength * waves_BhwD
+        embedding: Tensor = vit.neck(tokens_BhwD.permute(0, 3, 1, 2))
+        return embedding
+
+    def added_parameters(self) -> list[nn.Parameter]:
+        """Return what is to be trained beside frozen published weights."""
+        adapters: list[Any] = [*self.attention, *self.frequency]
+        return [parameter for adapter in adapters for parameter in adapter.added_parameters()]
+
+    def load(self, weights: Mapping[str, Tensor], *, where: str) -> None:
+        """Load a published SAM file's image encoder, strictly; position tables are resized."""
+        plain = build_sam_image_encoder(self.variant, self.image_size)
+        load_sam_image_encoder(plain, weights, where=where)
+        own = self.vit.state_dict()
+        around = ".attn.qkv.qkv." if self.attention else ".attn.qkv."
+        own |= {name.replace(".attn.qkv.", around): value for name, value in plain.state_dict().items()}
+        restore(self.vit, own, where=where)
+
+
+class ImplicitSam(nn.Module):
+    """Images and one box each to logits at any points.
+
+    Args:
+        encoder: of the images.
+        decoder: answers at points; takes `MAP_CHANNELS` + 256 channels.
+    """
+
+    def __init__(self, encoder: AdaptedEncoder, decoder: ImplicitDecoder) -> None:
+        super().__init__()
+        from segment_anything.modeling.mask_decoder import MaskDecoder
+        from segment_anything.modeling.prompt_encoder import PromptEncoder
+        from segment_anything.modeling.transformer import TwoWayTransformer
+
+        side = encoder.image_size
+        tokens = side // TOKEN_PIXELS
+        self.encoder, self.decoder = encoder, decoder
+        self.prompt_encoder = PromptEncoder(
+            embed_dim=OUTPUT_CHANNELS,
+            image_embedding_size=(tokens, tokens),
+            input_image_size=(side, side),
+            mask_in_chans=16,
+        )
+        self.mask_decoder = MaskDecoder(
+            transformer_dim=OUTPUT_CHANNELS,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=OUTPUT_CHANNELS, mlp_dim=2048, num_heads=8),
+        )
+
+    def positional(self) -> Tensor:
+        """Return the positional code of the token grid (256, h, w)."""
+        with torch.autocast(self._device.type, enabled=False):
+            code: Tensor = self.prompt_encoder.get_dense_pe()[0]
+        return code
+
+    def upscaled(self, embedding_BChw: Tensor, box_B4: Tensor) -> Tensor:
+        """Let the images' embeddings and the boxes look at each other; return map_B(32)(4h)(4w).
+
+        Args:
+            box_B4: x0, y0, x1, y1 of the first and last pixel inside, in pixels of the encoder's image.
+        """
+        decoder = self.mask_decoder
+        # Corner codes turn by hundreds of radians across the image: half precision would scatter them.
+        with torch.autocast(self._device.type, enabled=False):
+            corners_B2C, dense_BChw = self.prompt_encoder(points=None, boxes=box_B4, masks=None)
+            positional_1Chw = self.prompt_encoder.get_dense_pe()
+        kind = embedding_BChw.dtype
+        own_NC = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        tokens_BNC = torch.cat([own_NC.expand(len(box_B4), -1, -1), corners_B2C.to(own_NC.dtype)], dim=1)
+        _, image_BPC = decoder.transformer(
+            embedding_BChw + dense_BChw.to(kind),
+            positional_1Chw.to(kind).expand(len(box_B4), -1, -1, -1),
+            tokens_BNC,
+        )
+        map_BChw: Tensor = decoder.output_upscaling(image_BPC.transpose(1, 2).reshape(embedding_BChw.shape))
+        return map_BChw
+
+    def adapter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return what I-MedSAM trains beside frozen published weights, by part.
+
+        Of the prompt encoder all parameters are counted, as its authors do, although those of points and
+        masks get no gradient.
+        """
+        return {
+            "encoder adapters": self.encoder.added_parameters(),
+            "prompt encoder": list(self.prompt_encoder.parameters()),
+            "upscaling": list(self.mask_decoder.output_upscaling.parameters()),
+            "implicit decoder": list(self.decoder.parameters()),
+        }
+
+    def used_parameters(self) -> list[nn.Parameter]:
+        """Return every parameter that an answer depends on: what is trained where there are no published
+        weights.
+        """
+        idle = (
+            "mask_decoder.output_hypernetworks_mlps.", "mask_decoder.iou_prediction_head.",
+            "prompt_encoder.mask_downscaling.", "prompt_encoder.not_a_point_embed.",
+            "prompt_encoder.point_embeddings.0.", "prompt_encoder.point_embeddings.1.",
+        )  # fmt: skip
+        return [parameter for name, parameter in self.named_parameters() if not name.startswith(idle)]
+
+    def load_sam(self, weights: Mapping[str, Tensor], *, where: str) -> None:
+        """Load a whole published SAM file, strictly.
+
+        Raises: CheckpointError listing the tensors that are missing, unknown or of another shape.
+        """
+        self.encoder.load(weights, where=where)
+        for prefix in _PROMPTED:
+            part = self.get_submodule(prefix.rstrip("."))
+            own = {
+                name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)
+            }
+            restore(part, own, where=f"{where} ({prefix.rstrip('.')})")
+
+    def load_released(self, weights: Mapping[str, Tensor], *, where: str) -> None:
+        """Load the 308 tensors that I-MedSAM's authors released, strictly; the image encoder stays.
+
+        Raises: MethodError if this network has another layout; CheckpointError listing the tensors.
+        """
+        if not self.decoder.code.compat:
+            raise MethodError(
+                f"{where}: the released weights of I-MedSAM expect the released layout; plan with '--set "
+                "config.compat=true'."
+            )
+        state = {name: value for name, value in self.state_dict().items() if name.startswith("encoder.vit.")}
+        state = {name: value for name, value in state.items() if not _is_added(name)}
+        restore(self, state | released_state(weights, where=where), where=where)
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.mask_decoder.iou_token.weight.device
+        return device
+
+
+def is_released(weights: Mapping[str, object]) -> bool:
+    """Return whether this holds the adapters in the naming of the authors' checkpoints."""
+    return "w_a_000" in weights
+
+
+def released_state(weights: Mapping[str, Tensor], *, where: str = "the file") -> dict[str, Tensor]:
+    """Translate the authors' tensor names into those of `ImplicitSam`.
+
+    Names of SAM's image encoder, which may lie in the same file, are left out.
+    Raises: CheckpointError for a name that is not known.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        if name.startswith("image_encoder.") and ".freq_" not in name:
+            continue
+        renamed[_rename(name, where)] = value
+    return renamed
+
+
+def _rename(name: str, where: str) -> str:
+    if found := re.fullmatch(r"w_(a|b|g)_(\d{3})", name):
+        number = int(found[2])
+        if found[1] == "g":
+            return f"encoder.vit.blocks.{number}.attn.qkv.gate.weight"
+        target, way = ("query", "value")[number % 2], {"a": "down", "b": "up"}[found[1]]
+        return f"encoder.vit.blocks.{number // 2}.attn.qkv.{target}_{way}.weight"
+    if found := re.fullmatch(r"image_encoder\.blocks\.(\d+)\.freq_(adapter|norm)\.(.+)", name):
+        part = found[3].replace("D_fc1", "down").replace("D_fc2", "up")
+        return f"encoder.frequency.{found[1]}.{'norm.' if found[2] == 'norm' else ''}{part}"
+    if found := re.fullmatch(r"mask_decoder\.seg_field\.seg_net\.([0-3])\.(.+)", name):
+        return f"decoder.{('coarse', 'fine', 'coarse_heads', 'fine_heads')[int(found[1])]}." + (
+            re.sub(r"^(\d+)\.0\.", r"\1.", found[2]) if found[1] == "2" else found[2]
+        )
+    if name.startswith(_PROMPTED):
+        return name
+    raise CheckpointError(f"{where}: '{name}' is not a tensor of I-MedSAM's released checkpoints.")
+
+
+def _is_added(name: str) -> bool:
+    return any(part in name for part in (".qkv.gate.", ".qkv.query_", ".qkv.value_"))
