@@ -1,4 +1,4 @@
-"""ResNet with bottlenecks whose output stride is chosen when it runs, and the maps from published weight files.
+"""ResNet with bottlenecks whose output stride is chosen when it runs, and the way from published weights.
 
 Source: He et al. 2016, arXiv:1512.03385; stride on the 3 x 3 convolution and dilated last stages as in
 torchvision's ResNet, whose tensor names these are. Own code.

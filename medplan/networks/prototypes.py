@@ -88,7 +88,8 @@ class Classifier:
             )
             absent = ~prototypes.valid[:, :, None, None]
             weight = similarity.masked_fill(absent, -torch.inf).softmax(1)
-            return (weight * similarity).sum(1)
+            scores: Tensor = (weight * similarity).sum(1)
+            return scores
 
     def segment(
         self, query_BCYX: Tensor, support_BCYX: Tensor, mask_BYX: Tensor, background_BYX: Tensor
