@@ -89,6 +89,9 @@ class DatasetPlan:
         domains: domain of each case that has one.
         file_ending: of image and label files.
         share: probability that a training sample is drawn from this dataset (several datasets only).
+        novel: classes that are kept out of learning: their labels serve to show and to score them only.
+        extra: further volumes to preprocess, by name, with the numbers they are made with; see
+            `medplan.preprocess.extra`.
     """
 
     name: str
@@ -100,8 +103,14 @@ class DatasetPlan:
     domains: dict[str, str] = field(default_factory=dict)
     file_ending: str = ".nii.gz"
     share: float = 1.0
+    novel: tuple[str, ...] = ()
+    extra: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        unknown = [name for name in self.novel if name not in self.labels.names]
+        if unknown:
+            known = ", ".join(self.labels.names)
+            raise ValueError(f"'{self.name}' has no class '{unknown[0]}' ('novel'); its classes are {known}")
         if not len(self.channels) == len(self.modalities) == len(self.normalisations):
             raise ValueError(f"'{self.name}' needs one modality and one normalisation per channel")
         for number, roles in enumerate(self.folds):
@@ -119,6 +128,8 @@ class DatasetPlan:
 
     def roles(self, fold: Fold) -> dict[str, tuple[str, ...]]:
         """Return case ids by role; see `Plan.roles`."""
+        if self.is_for_pretraining:
+            return dict(self.folds[0])
         if fold == "all":
             roles = dict(self.folds[0])
             validation = roles.pop("validation", ())
@@ -128,6 +139,11 @@ class DatasetPlan:
                 f"'{self.name}' has no fold {fold}; it has folds 0 to {len(self.folds) - 1}, and 'all'."
             )
         return dict(self.folds[fold])
+
+    @property
+    def is_for_pretraining(self) -> bool:
+        """Whether its images serve the first phases only (``--pretrain-on``); nothing is predicted for it."""
+        return all(set(roles) == {"pretrain"} for roles in self.folds)
 
     def preprocessed_name(self, grid: Grid) -> str:
         """Name of the folder of preprocessed cases: readable, and different for every grid and
@@ -243,8 +259,13 @@ class Plan:
             raise ValueError("'datasets' should name at least one dataset")
         if min(self.patch_size) < 1 or (self.dims == 2 and self.patch_size[0] != 1):
             raise ValueError(f"'patch_size' {self.patch_size} does not fit 'dims' {self.dims}")
-        if len({len(dataset.channels) for dataset in self.datasets}) != 1:
+        if len({len(dataset.channels) for dataset in self.learned or self.datasets}) != 1:
             raise ValueError("all datasets of a plan need the same number of channels")
+
+    @property
+    def learned(self) -> tuple[DatasetPlan, ...]:
+        """The datasets whose classes are learnt; those that are only pretrained on come after them."""
+        return tuple(dataset for dataset in self.datasets if not dataset.is_for_pretraining)
 
     @property
     def num_channels(self) -> int:
