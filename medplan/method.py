@@ -8,7 +8,7 @@ dataset's `LabelSpace`; two-dimensional methods see Z = 1.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -60,6 +60,7 @@ class Needs:
         whole_image: the patch is the whole (padded) image rather than a part of it.
         pyramid: the planner shapes a convolutional encoder (`Plan.pyramid`).
         several_datasets: it can learn several datasets at once.
+        prompts: predictions take boxes that a user gives, or finds them itself: see `Case.prompts`.
     """
 
     dims: tuple[Literal[2, 3], ...] = (3, 2)
@@ -71,12 +72,16 @@ class Needs:
     whole_image: bool = False
     pyramid: bool = False
     several_datasets: bool = False
+    prompts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
     """The facts that decide which method fits, and how it is set up; made from fingerprints, before any
     plan.
+
+    `encoder_weights` is the weight file that the user named; `without_weights` says that the user asked for
+    random weights.
     """
 
     num_datasets: int
@@ -90,6 +95,7 @@ class Situation:
     median_shape: tuple[int, int, int]
     has_novel_classes: bool = False
     encoder_weights: str | None = None
+    without_weights: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +107,7 @@ class Proposal:
         score: 0 to 100, to rank the methods that fit; the planner recommends the highest.
         reason: one sentence for the table.
         dims, encoder: None takes the first of `Needs`.
+        encoder_weights: per encoder the published file to start from, unless the user names one or none.
         iterations, batch_size, lr, weight_decay: None for batch_size lets the planner fill the memory.
         patch_size: None lets the planner fill the memory; where cases are squeezed, the shape they are
             squeezed to.
@@ -113,6 +120,7 @@ class Proposal:
     reason: str
     dims: Literal[2, 3] | None = None
     encoder: str | None = None
+    encoder_weights: Mapping[str, str] = field(default_factory=dict)
     iterations: int = 25_000
     batch_size: int | None = None
     lr: float = 0.01
@@ -244,3 +252,19 @@ class Method(nn.Module, ABC):
 
         `support` holds the cases of role `atlas` or `support` with their labels, where there are any.
         """
+
+    def answers_at(
+        self, case: Case, support: Sequence[Case], shape: tuple[int, int, int]
+    ) -> Iterator[Tensor] | None:
+        """Answer on another grid over the whole of `case`, if answers are not bound to the prepared grid.
+
+        Outlines are sharper so than by interpolating logits. Called in eval mode without gradients.
+
+        Args:
+            case, support: as for `predictor`.
+            shape: voxels (z, y, x) of the grid that is asked for; it covers the extent of the case.
+
+        Returns: slabs (K, dz, y, x) of logits along z, float32, each within memory; None, the default, has
+            the logits of `predictor` interpolated.
+        """
+        return None
