@@ -82,7 +82,7 @@ FROM_SCRATCH: Mapping[str, Any] = {
     "ema": 0.99,
     "paste_fraction": (0.4, 0.8),
 }
-"""For a U-Net, which must first learn what a pretrained encoder knows already."""
+"""For a U-Net, which must first learn what pretrained encoders know."""
 
 logger = logging.getLogger(__name__)
 
@@ -94,8 +94,7 @@ class Config:
     Attributes:
         messenger: ``stage`` behind stages of the encoder (released); ``block`` inside the last stage's blocks
             (the paper, Mix Transformer only); ``none`` leaves the exchange of features out.
-        stages: stages with a messenger, counted from 1 at the finest or from -1 at the coarsest. Released:
-            (4,) or (1, 2, 3, 4) of four.
+        stages: stages with a messenger, from 1 at the finest or -1 at the coarsest. Released: (4,) or all four.
         memory: what labelled samples attend to: all unlabelled samples of the batch (released) or their
             partner.
         heads, dropout: of the messenger. Released: 2 and 0.1.
@@ -170,8 +169,7 @@ class Config:
 
     @property
     def exchange(self) -> Exchange:
-        names = [field.name for field in fields(Exchange)]
-        return Exchange(**{name: getattr(self, name) for name in names})
+        return Exchange(**{field.name: getattr(self, field.name) for field in fields(Exchange)})
 
 
 class SDMessenger(Method):

@@ -108,6 +108,8 @@ class Messenger(nn.Module):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         scores = query @ key.transpose(-1, -2)
+        if scores.dtype == torch.bfloat16:
+            scores = scores.float()
         mean = scores.mean(dim=(-2, -1), keepdim=True)
         variance = scores.var(dim=(-2, -1), correction=0, keepdim=True)
         weights = ((scores - mean) * (variance + 1e-5).rsqrt()).softmax(-1)
