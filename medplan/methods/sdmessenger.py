@@ -94,7 +94,7 @@ class Config:
     Attributes:
         messenger: ``stage`` behind stages of the encoder (released); ``block`` inside the last stage's blocks
             (the paper, Mix Transformer only); ``none`` leaves the exchange of features out.
-        stages: stages with a messenger, from 1 at the finest or -1 at the coarsest. Released: (4,) or all four.
+        stages: stages with a messenger, from 1 at the finest or -1 at the coarsest. Released: (4,) or all.
         memory: what labelled samples attend to: all unlabelled samples of the batch (released) or their
             partner.
         heads, dropout: of the messenger. Released: 2 and 0.1.
