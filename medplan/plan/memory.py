@@ -251,7 +251,8 @@ class _Blank(CaseStore):
 
     def __getitem__(self, key: str) -> Case:
         dataset = self.plan_of(key)
-        shape = self.planned.grid.shape or self.planned.patch_size
+        fixed = self.planned.grid.shape or self.planned.patch_size
+        shape = (max(1, fixed[0]), max(1, fixed[1]), max(1, fixed[2]))
         codes = np.broadcast_to(np.int16(1), shape)
         centre = np.array([[side // 2 for side in shape]])
         return _BlankCase(

@@ -67,6 +67,8 @@ def situation(fingerprints: Sequence["Fingerprint"], overrides: Overrides | None
         median_shape=read.median_shape(read.grid_shapes(facts, grid)),
         has_novel_classes=bool(read.novel_classes(facts)),
         encoder_weights=_weights(overrides),
+        without_weights=overrides.value("encoder_weights", "encoder_weights") is not None
+        and _weights(overrides) is None,
     )
 
 
@@ -111,6 +113,7 @@ def decide(
     reasons: dict[str, str] = {"method": proposal.reason, **proposal.reasons}
     dims = _dims(method, needs, proposal, facts, overrides, reasons)
     grid = _grid(needs, proposal, facts, dims, overrides, reasons)
+    encoder = _encoder(method, needs, proposal, overrides, reasons)
     draft = Plan(
         name=overrides.name or "_".join(each.name for each in facts),
         method=method,
@@ -118,8 +121,8 @@ def decide(
         datasets=plan_datasets(method, needs, fingerprints, overrides, reasons),
         grid=grid,
         patch_size=(1, 1, 1),
-        encoder=_encoder(method, needs, proposal, overrides, reasons),
-        encoder_weights=_weights(overrides),
+        encoder=encoder,
+        encoder_weights=_weights(overrides, proposal.encoder_weights.get(encoder)),
         training=_training(proposal, overrides, reasons),
         config=_config(method, method_class, proposal, overrides),
         reasons=reasons,
@@ -213,7 +216,10 @@ def _squeezed(
     if chosen is not None and chosen[0] is not None:
         return _voxels(chosen[0]), chosen[1]
     if proposal.patch_size is not None:
-        return proposal.patch_size, proposal.reasons.get("patch_size", "proposed by the method")
+        shape, reason = proposal.patch_size, proposal.reasons.get("patch_size", "proposed by the method")
+        if dims == 2 and not read.is_picture(facts):
+            return (0, *shape[1:]), f"{reason}; slices stay as they are"
+        return shape, reason
     median = read.median_shape(read.grid_shapes(facts, Grid(spacing_mm=None, crop="none")))
     multiple = max(needs.patch_multiple, 1)
     largest = (1 if dims == 2 else SQUEEZED_SIDE, SQUEEZED_SIDE, SQUEEZED_SIDE)
@@ -243,9 +249,11 @@ def _encoder(
     return str(name)
 
 
-def _weights(overrides: Overrides) -> str | None:
+def _weights(overrides: Overrides, proposed: str | None = None) -> str | None:
     value = overrides.value("encoder_weights", "encoder_weights")
-    return None if value is None or str(value[0]).lower() == "none" else str(value[0])
+    if value is None:
+        return proposed
+    return None if str(value[0]).lower() == "none" else str(value[0])
 
 
 def _training(proposal: "Proposal", overrides: Overrides, reasons: dict[str, str]) -> Training:
@@ -313,7 +321,7 @@ def _fill_memory(
     if chosen is not None and chosen[0] is not None:
         fixed = _voxels(chosen[0]), chosen[1]
     elif draft.grid.shape is not None:
-        fixed = draft.grid.shape, "the shape that cases are squeezed to"
+        fixed = _voxels([max(1, side) for side in draft.grid.shape]), "the shape that cases are squeezed to"
     elif proposal.patch_size is not None:
         fixed = proposal.patch_size, proposal.reasons.get("patch_size", "proposed by the method")
     elif needs.whole_image:

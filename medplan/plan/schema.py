@@ -53,7 +53,7 @@ class Grid:
         spacing_mm: target spacing (z, y, x) after canonical orientation; None keeps each case's own grid
             (pictures, or spacing unknown).
         shape: fixed number of voxels (z, y, x) that every case is squeezed to, or None. Only with spacing
-            None.
+            None. Along an axis with 0 each case keeps its own number.
         orientation: canonical orientation (nibabel axis codes of increasing x, y, z), or None to keep the
             array as it is stored (pictures).
         crop: ``nonzero`` crops to the box of non-zero intensities, ``body`` to the box of the body (air
@@ -72,6 +72,8 @@ class Grid:
             raise ValueError("'spacing_mm' should be positive")
         if self.shape is not None and self.spacing_mm is not None:
             raise ValueError("'shape' and 'spacing_mm' exclude each other")
+        if self.shape is not None and min(self.shape) < 0:
+            raise ValueError("'shape' should not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

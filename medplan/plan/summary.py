@@ -70,7 +70,9 @@ def grid_shapes(facts: Sequence[Fingerprint], grid: Grid) -> list[Voxels]:
     shapes = []
     for case in _cases(facts):
         spacing = _spacing(case)
-        sides = grid.shape or _cropped(case, grid.crop)
+        own = _cropped(case, grid.crop)
+        z, y, x = (fixed or side for fixed, side in zip(grid.shape or (0, 0, 0), own, strict=True))
+        sides = z, y, x
         if grid.spacing_mm is not None and spacing is not None:
             ratios = [old / new for old, new in zip(spacing, grid.spacing_mm, strict=True)]
             scaled = [max(1, round(side * ratio)) for side, ratio in zip(sides, ratios, strict=True)]

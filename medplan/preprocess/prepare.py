@@ -148,7 +148,8 @@ def _resampled(
 
 def _target_shape(shape: Voxel, geometry: Geometry, grid: Grid) -> Voxel:
     if grid.shape is not None:
-        return grid.shape
+        z, y, x = (fixed or own for fixed, own in zip(grid.shape, shape, strict=True))
+        return z, y, x
     if grid.spacing_mm is None or geometry.spacing_mm is None:
         return shape
     return resampled_shape(shape, geometry.spacing_mm, grid.spacing_mm)
