@@ -295,6 +295,7 @@ def _planning(parser: argparse.ArgumentParser) -> None:
     add("--source-domain", metavar="DOMAIN", help="learn with the labels of this domain ...")
     add("--target-domain", metavar="DOMAIN", help="... for this one, whose labels are not read")
     add("--leave-out-domain", metavar="DOMAIN", help="keep this domain for testing")
+    add("--novel", nargs="+", metavar="CLASS", help="classes kept out of training, to be shown by an example")
     add("--pretrain-on", nargs="+", metavar="DATASET", help="also learn from the images of these")
 
 

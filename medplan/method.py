@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -23,7 +24,7 @@ from medplan.plan.schema import Plan
 
 __all__ = [
     "Augment", "Batch", "Element", "Method", "Needs", "Phase", "Predictor", "Progress", "Proposal", "Sampler",
-    "Situation", "Update", "constant", "poly",
+    "Situation", "Update", "Volume", "constant", "poly",
 ]  # fmt: skip
 
 Element = dict[str, Any]
@@ -51,6 +52,7 @@ class Needs:
     Attributes:
         dims: dimensions it can work in, preferred first.
         roles: roles of cases that a fold must have at least one of.
+        optional_roles: roles that are used where there are such cases.
         encoders: names it can take, preferred first.
         patch_multiple: every side of the patch (the slice axis of a 2-D patch apart) is a multiple of this.
         grid: ``isotropic`` resamples to 1.5 mm; ``squeezed`` to a fixed shape; ``native`` keeps each case's
@@ -61,10 +63,16 @@ class Needs:
         pyramid: the planner shapes a convolutional encoder (`Plan.pyramid`).
         several_datasets: it can learn several datasets at once.
         prompts: predictions take boxes that a user gives, or finds them itself: see `Case.prompts`.
+        new_classes: it segments classes that it has not learnt, shown by support cases (``predict
+            --support``). The query case then holds the names of the classes in `Case.prompts` under
+            ``classes``.
+        aligned: cases should lie in the space of the atlas; where they do not, the planner asks for an affine
+            alignment (`Grid.align_to`).
     """
 
     dims: tuple[Literal[2, 3], ...] = (3, 2)
     roles: tuple[str, ...] = ("labelled",)
+    optional_roles: tuple[str, ...] = ()
     encoders: tuple[str, ...] = ("unet",)
     patch_multiple: int = 1
     grid: Literal["isotropic", "squeezed", "native"] = "isotropic"
@@ -73,6 +81,8 @@ class Needs:
     pyramid: bool = False
     several_datasets: bool = False
     prompts: bool = False
+    new_classes: bool = False
+    aligned: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +122,7 @@ class Proposal:
         patch_size: None lets the planner fill the memory; where cases are squeezed, the shape they are
             squeezed to.
         config: the method's own numbers, where they differ from the defaults.
+        extra: volumes to preprocess besides, see `DatasetPlan.extra`.
         reasons: one line per choice above, by key.
     """
 
@@ -127,6 +138,7 @@ class Proposal:
     weight_decay: float = 3e-5
     patch_size: tuple[int, int, int] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -174,6 +186,21 @@ class Phase:
     augment: Augment | None = None
     schedule: Callable[[float], float] = poly
     validate: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume:
+    """A result of a method besides its segmentation, on the prepared grid of a case.
+
+    Attributes:
+        array: (C, Z, Y, X) float32.
+        kind: ``logits`` are restored and written as a label map, as the segmentation is; ``image`` is
+            intensities or scores; ``displacement`` (3, Z, Y, X) is vectors z, y, x in voxels, which are
+            written as vectors x, y, z in mm of the world of the prepared grid.
+    """
+
+    array: npt.NDArray[np.float32]
+    kind: Literal["logits", "image", "displacement"]
 
 
 class Update(Protocol):
@@ -268,3 +295,10 @@ class Method(nn.Module, ABC):
             the logits of `predictor` interpolated.
         """
         return None
+
+    def extras(self, case: Case, support: Sequence[Case]) -> dict[str, Volume | float]:
+        """Return what else the method can say of a case: volumes and figures by name; nothing by default.
+
+        Called in eval mode without gradients, on ``--extras``; names become parts of file names.
+        """
+        return {}

@@ -1,15 +1,16 @@
 """The part of a plan that belongs to one dataset: roles of cases, normalisation, share of the samples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from medplan.errors import MethodError, PlanError
+from medplan.errors import MethodError, PlanError, did_you_mean
 from medplan.plan import summary as read
 from medplan.plan.folds import assign_roles
 from medplan.plan.grids import choose_normalisation
 from medplan.plan.overrides import Overrides
 from medplan.plan.schema import DatasetPlan, Normalisation
+from medplan.records import decode, encode
 
 if TYPE_CHECKING:
     from medplan.method import Needs
@@ -24,14 +25,21 @@ def plan_datasets(
     fingerprints: Sequence["Fingerprint"],
     overrides: Overrides,
     reasons: dict[str, str],
+    *,
+    extra: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[DatasetPlan, ...]:
     """Plan every dataset, those that are only pretrained on last; add to `reasons`.
 
-    Raises: MethodError if no fold has a case of a role that the method needs; PlanError if channels differ.
+    Args:
+        extra: volumes that the method wants besides (`DatasetPlan.extra`).
+
+    Raises: MethodError if no fold has a case of a role that the method needs; PlanError if channels differ,
+        or no dataset has a class that is said to be novel.
     """
-    _check_channels(fingerprints)
     facts = [each for each in fingerprints if each.name not in overrides.pretrain_on]
+    _check_channels(facts)
     _check_cases(facts, overrides)
+    _check_novel(facts, overrides.novel)
     weights = [
         sqrt(max(1, sum(c.is_labelled for c in each.cases)) * len(each.labels.names)) for each in facts
     ]
@@ -40,9 +48,14 @@ def plan_datasets(
         prefix = f"datasets.{number}"
         share = 1.0
         if each in facts:
-            folds, why = fold_roles(each, overrides, needs=needs.roles, several=len(facts) > 1)
+            wanted = (*needs.roles, *needs.optional_roles)
+            folds, why = fold_roles(each, overrides, needs=wanted, several=len(facts) > 1)
+            novel = tuple(name for name in each.labels.names if name in overrides.novel)
+            if novel:
+                why["novel"] = "kept out of learning by the user (--novel)"
             share = round(weights[number] / sum(weights), 4)
         else:
+            novel = ()
             folds = ({"pretrain": tuple(sorted(case.id for case in each.cases))},)
             why = {"folds": "images for the first phases only (--pretrain-on)"}
         if len(facts) > 1 and each in facts:
@@ -65,6 +78,10 @@ def plan_datasets(
                 domains={case.id: case.domain for case in each.cases if case.domain is not None},
                 file_ending=each.file_ending,
                 share=share,
+                novel=novel,
+                extra=decode(
+                    dict[str, dict[str, Any]], encode(extra or {}) if each in facts else {}, where=each.name
+                ),
             )
         )
     _check_roles(method, needs, planned)
@@ -115,6 +132,16 @@ def _check_channels(fingerprints: Sequence["Fingerprint"]) -> None:
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} has {count}" for name, count in counts.items())
         raise PlanError(f"datasets that are learned together need equally many channels; {listed}.")
+
+
+def _check_novel(facts: Sequence["Fingerprint"], novel: Sequence[str]) -> None:
+    known = sorted({name for each in facts for name in each.labels.names})
+    for name in novel:
+        if name not in known:
+            raise PlanError(
+                f"there is no class '{name}'{did_you_mean(name, known)} (--novel); the classes are "
+                f"{', '.join(known) or 'none'}."
+            )
 
 
 def _check_cases(facts: Sequence["Fingerprint"], overrides: Overrides) -> None:

@@ -34,6 +34,8 @@ class Overrides:
             used.
         leave_out_domain: a domain that is kept for testing.
         pretrain_on: names of datasets whose images (not labels) serve the first phases only.
+        novel: classes that are not learnt, but shown by a support case: their labels are kept out of
+            training.
         settings: further keys of the plan, ``{"training.lr": 0.005}``, as `parse_setting` reads them.
     """
 
@@ -54,6 +56,7 @@ class Overrides:
     target_domain: str | None = None
     leave_out_domain: str | None = None
     pretrain_on: tuple[str, ...] = ()
+    novel: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def value(self, key: str, named: str | None = None) -> tuple[Any, str] | None:

@@ -65,7 +65,7 @@ def situation(fingerprints: Sequence["Fingerprint"], overrides: Overrides | None
         is_picture=read.is_picture(facts),
         spacing_mm=read.median_spacing_mm(facts),
         median_shape=read.median_shape(read.grid_shapes(facts, grid)),
-        has_novel_classes=bool(read.novel_classes(facts)),
+        has_novel_classes=bool(overrides.novel or read.novel_classes(facts)),
         encoder_weights=_weights(overrides),
         without_weights=overrides.value("encoder_weights", "encoder_weights") is not None
         and _weights(overrides) is None,
@@ -118,7 +118,7 @@ def decide(
         name=overrides.name or "_".join(each.name for each in facts),
         method=method,
         dims=dims,
-        datasets=plan_datasets(method, needs, fingerprints, overrides, reasons),
+        datasets=plan_datasets(method, needs, fingerprints, overrides, reasons, extra=proposal.extra),
         grid=grid,
         patch_size=(1, 1, 1),
         encoder=encoder,

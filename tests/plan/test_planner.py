@@ -252,3 +252,25 @@ def test_datasets_to_pretrain_on_give_images_only(plan: Make, fingerprint: Make,
 def test_channels_of_joined_datasets_should_match(plan: Make, fingerprint: Make, toy: Make) -> None:
     with pytest.raises(PlanError, match="A has 1, B has 2"):
         plan(fingerprint("A"), fingerprint("B", channels=("T1", "T2")), method=toy(several_datasets=True))
+
+
+def test_novel_classes_are_named_in_the_plan_and_an_unknown_one_is_refused(
+    plan: Make, fingerprint: Make, toy: Make
+) -> None:
+    made = plan(fingerprint(), method=toy(), novel=("tumour",))
+    assert made.datasets[0].novel == ("tumour",)
+    assert made.reasons["datasets.0.novel"] == "kept out of learning by the user (--novel)"
+    assert situation([fingerprint()], Overrides(novel=("tumour",))).has_novel_classes
+    with pytest.raises(PlanError, match=r"no class 'tumor' \(did you mean 'tumour'\?\)"):
+        plan(fingerprint(), method=toy(), novel=("tumor",))
+
+
+def test_datasets_to_pretrain_on_may_have_other_channels_and_serve_every_fold(
+    plan: Make, fingerprint: Make, toy: Make
+) -> None:
+    pictures = fingerprint("B", channels=("R", "G", "B"))
+    made = plan(fingerprint("A"), pictures, method=toy(), pretrain_on=("B",))
+    assert [dataset.name for dataset in made.learned] == ["A"] and made.num_channels == 1
+    assert made.roles(4)["pretrain"] == made.roles(0)["pretrain"] == made.roles("all")["pretrain"]
+    with pytest.raises(PlanError, match="equally many channels"):
+        plan(fingerprint("A"), pictures, method=toy(several_datasets=True))
