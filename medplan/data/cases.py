@@ -16,6 +16,8 @@ touches whole chunks instead of one page per row: hence chunks, LZ4 for images a
 float32: half precision would halve the files but loses the last Hounsfield units of a wide window.
 """
 
+import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -85,6 +87,23 @@ class Case:
             raise MethodError(f"case '{self.key}' has no label, but one is asked for; give it another role.")
         return np.asarray(_cut(self.codes, self.shape, lower, upper), dtype=np.int16)
 
+    def volume(
+        self, name: str, lower: Voxel | None = None, upper: Voxel | None = None
+    ) -> npt.NDArray[np.generic]:
+        """Return (*upper - lower) of an extra volume, 0 outside the case. Raises MethodError without it."""
+        try:
+            volume = self.extra[name]
+        except KeyError:
+            raise MethodError(
+                f"case '{self.key}' has no volume '{name}'; plan and preprocess it again."
+            ) from None
+        if tuple(volume.shape) != self.shape:
+            raise MethodError(
+                f"case '{self.key}': the volume '{name}' has shape {tuple(volume.shape)} and the image "
+                f"{self.shape}; preprocess again."
+            )
+        return _cut(volume, self.shape, lower, upper)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaseRecord:
@@ -134,11 +153,25 @@ class CaseFiles:
     def locations(self) -> Path:
         return self.folder / f"{self.id}.locations.npy"
 
+    def extra(self, name: str, numbers: Mapping[str, Any]) -> Path:
+        """Return where the extra volume lies that was made with these numbers."""
+        facts = json.dumps(numbers, sort_keys=True)
+        digest = hashlib.blake2b(facts.encode(), digest_size=4).hexdigest()
+        return self.folder / f"{self.id}.extra-{name}-{digest}.b2nd"
 
-def open_case(folder: Path, key: str, *, domain: str | None = None, with_label: bool = True) -> Case:
+
+def open_case(
+    folder: Path,
+    key: str,
+    *,
+    domain: str | None = None,
+    with_label: bool = True,
+    extra: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Case:
     """Open a preprocessed case; volumes are not read.
 
     Args:
+        extra: further volumes by name, with the numbers they were made with (`DatasetPlan.extra`).
         with_label: False leaves the label and its locations closed, as if the case had none.
 
     Raises: PlanError if it is not there.
@@ -162,6 +195,7 @@ def open_case(folder: Path, key: str, *, domain: str | None = None, with_label: 
         spacing_mm=record.spacing_mm,
         locations=locations,
         domain=domain,
+        extra={name: _open_volume(files.extra(name, numbers)) for name, numbers in (extra or {}).items()},
     )
 
 
@@ -191,7 +225,11 @@ class CaseStore:
         missing: dict[Path, list[str]] = {}
         for key in self.all_keys():
             files = self._files(key)
-            if key not in self.role("test") and not files.record.is_file():
+            wanted = [
+                files.record,
+                *(files.extra(name, numbers) for name, numbers in self.plan_of(key).extra.items()),
+            ]
+            if key not in self.role("test") and not all(path.is_file() for path in wanted):
                 missing.setdefault(files.folder, []).append(key)
         for folder, keys in missing.items():
             raise PlanError(_missing(keys, folder))
@@ -215,7 +253,9 @@ class CaseStore:
         plan = self.plan_of(key)
         domain = plan.domains.get(key.split("/", 1)[1])
         is_hidden = key in self.role("unlabelled")
-        case = open_case(self._folders[plan.name], key, domain=domain, with_label=not is_hidden)
+        case = open_case(
+            self._folders[plan.name], key, domain=domain, with_label=not is_hidden, extra=plan.extra
+        )
         self._opened[key] = case
         if len(self._opened) > _NUM_OPEN:
             self._opened.popitem(last=False)

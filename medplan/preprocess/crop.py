@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from medplan.plan.schema import Modality
 
-__all__ = ["crop_box"]
+__all__ = ["crop_box", "half_otsu"]
 
 Voxel = tuple[int, int, int]
 
@@ -48,7 +48,7 @@ def crop_box(
     if crop == "nonzero":
         return lower, upper
     inside = array[0][box]
-    part = _largest_part(inside, _half_otsu(inside), spacing_mm)
+    part = _largest_part(inside, half_otsu(inside), spacing_mm)
     if part is None:
         return lower, upper
     return _voxel(np.add(lower, part[0])), _voxel(np.add(lower, part[1]))
@@ -78,7 +78,7 @@ def _largest_part(
     return _voxel(lower), _voxel(upper)
 
 
-def _half_otsu(volume: npt.NDArray[np.generic]) -> float:
+def half_otsu(volume: npt.NDArray[np.generic]) -> float:
     """Return the intensity half way from the darkest voxel to Otsu's threshold.
 
     Source: Otsu 1979, doi:10.1109/TSMC.1979.4310076, eq. 18.  Differs: half of it, since dark tissue is

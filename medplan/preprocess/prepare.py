@@ -67,7 +67,10 @@ def prepare(
 
 
 def class_locations(codes: npt.NDArray[np.int16], key: str) -> dict[int, npt.NDArray[np.integer]]:
-    """Return per code above 0 up to `MAX_LOCATIONS` voxels (n, 3) that carry it, in reading order.
+    """Return per code above 0 about `MAX_LOCATIONS` voxels (n, 3) that carry it, in reading order.
+
+    Every slice that has the code at all has one voxel among them, so that slices can be chosen by what they
+    show.
 
     The choice depends on `key` and the code only. Coordinates are uint16 where they fit.
     """
@@ -80,7 +83,10 @@ def class_locations(codes: npt.NDArray[np.int16], key: str) -> dict[int, npt.NDA
         flat = np.flatnonzero(inside)
         if len(flat) > MAX_LOCATIONS:
             rng = generator("locations", key, code)
-            flat = np.sort(flat[rng.choice(len(flat), MAX_LOCATIONS, replace=False, shuffle=False)])
+            first = np.unique(flat // inside[0].size, return_index=True)[1]
+            drawn = rng.choice(len(flat), MAX_LOCATIONS, replace=False, shuffle=False)
+            missing = ~np.isin(flat[first] // inside[0].size, flat[drawn] // inside[0].size)
+            flat = np.sort(flat[np.concatenate([drawn, first[missing]])])
         start = [low for low, _ in box]
         locations[code] = (np.stack(np.unravel_index(flat, inside.shape), axis=1) + start).astype(kind)
     return locations

@@ -6,13 +6,15 @@ import logging
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from medplan.data.cases import CaseFiles, open_case
 from medplan.data.dataset import Dataset, RawCase
 from medplan.data.images import read_image, read_label
 from medplan.errors import DataError, MedplanError
 from medplan.plan.schema import DatasetPlan, Grid
 from medplan.preprocess.align import Atlas, atlas_path, make_atlas
+from medplan.preprocess.extra import make
 from medplan.preprocess.prepare import prepare
-from medplan.preprocess.storage import read_record, read_restoration, write_case
+from medplan.preprocess.storage import read_record, read_restoration, write_case, write_extra
 from medplan.progress import track
 from medplan.records import encode
 
@@ -20,7 +22,7 @@ __all__ = ["prepare", "preprocess", "read_restoration"]
 
 Sources = dict[str, tuple[int, int, str]]
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same input would be preprocessed to other values."""
 
 logger = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ def _case(
     for name, (_, _, content) in sorted(sources.items()):
         digest.update(f"{name} {content}".encode())
     if record is not None and record.digest == digest.hexdigest():
+        _make_extra(case, plan, folder)
         return
     image = read_image(case.images, channels=len(plan.channels), dtype=None)
     label = None if case.label is None else read_label(case.label)[0]
@@ -95,6 +98,17 @@ def _case(
     prepared, restoration = prepare(image, plan, grid, label=label, key=key, atlas=atlas)
     del image, label
     write_case(folder, prepared, restoration, digest=digest.hexdigest(), sources=sources)
+    del prepared
+    _make_extra(case, plan, folder)
+
+
+def _make_extra(case: RawCase, plan: DatasetPlan, folder: Path) -> None:
+    """Add the extra volumes that are not there; a case that is written anew loses them all."""
+    for name, numbers in plan.extra.items():
+        path = CaseFiles(folder, case.id).extra(name, numbers)
+        if not path.is_file():
+            prepared = open_case(folder, f"{plan.name}/{case.id}")
+            write_extra(path, make(name, prepared, numbers))
 
 
 def _atlas(dataset: Dataset, plan: DatasetPlan, grid: Grid, folder: Path) -> Atlas | None:

@@ -12,7 +12,7 @@ from medplan.errors import PlanError
 from medplan.preprocess.geometry import Restoration
 from medplan.records import decode, encode, read_json, write_json
 
-__all__ = ["read_record", "read_restoration", "write_case"]
+__all__ = ["read_record", "read_restoration", "write_case", "write_extra"]
 
 Voxel = tuple[int, int, int]
 
@@ -31,7 +31,8 @@ def write_case(
     """Write a case with NumPy arrays; its record comes last and makes it count."""
     files = CaseFiles(folder, case.id)
     files.record.unlink(missing_ok=True)
-    for leftover in folder.glob(f".{glob.escape(case.id)}.*.tmp"):
+    stale = [*folder.glob(f".{glob.escape(case.id)}.*.tmp"), *folder.glob(f"{glob.escape(case.id)}.extra-*")]
+    for leftover in stale:
         leftover.unlink()
     _write_volume(files.image, np.asarray(case.pixels, dtype=np.float32), blosc2.Codec.LZ4)
     if case.codes is None:
@@ -51,6 +52,11 @@ def write_case(
         restoration=encode(restoration),
     )
     write_json(record, files.record)
+
+
+def write_extra(path: Path, volume: npt.NDArray[np.integer]) -> None:
+    """Write a volume (Z, Y, X) of `CaseFiles.extra`."""
+    _write_volume(path, volume, blosc2.Codec.ZSTD)
 
 
 def read_record(folder: Path, case_id: str) -> CaseRecord | None:

@@ -183,6 +183,9 @@ def test_locations_carry_their_code_and_depend_on_the_key_only():
     assert locations[1].shape == (MAX_LOCATIONS, 3) and locations[1].dtype == np.uint16
     assert (codes[tuple(locations[1].T.astype(int))] == 1).all()
     assert locations[3].tolist() == [[7, 8, 9]]
+    codes[29] = 0
+    codes[29, 0, 0] = 1
+    assert (class_locations(codes, "a/b")[1][-1] == [29, 0, 0]).all(), "no slice of a class is forgotten"
     assert len(np.unique(locations[1], axis=0)) == MAX_LOCATIONS
     assert np.array_equal(class_locations(codes, "a/b")[1], locations[1])
     assert not np.array_equal(class_locations(codes, "a/c")[1], locations[1])
