@@ -4,7 +4,7 @@ import hashlib
 import logging
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -25,10 +25,12 @@ from medplan.plan.schema import DatasetPlan, Fold, Plan
 from medplan.predict import postprocess
 from medplan.predict.archive import unpack
 from medplan.predict.folder import find_folds, read_atlas, read_support
+from medplan.predict.members import check_alike, choose, hash_state
 from medplan.predict.options import Options, only
 from medplan.predict.plausible import warn_if_unlike_training
 from medplan.predict.postprocess import Postprocessing
-from medplan.predict.prompts import to_prepared
+from medplan.predict.prompts import CaseBoxes, to_prepared
+from medplan.predict.sizes import at_size
 from medplan.predict.sliding_window import predict_case
 from medplan.preprocess.align import Atlas
 from medplan.preprocess.geometry import Restoration
@@ -152,10 +154,10 @@ class Model:
             method = registry.find(plan.method)(replace(plan, encoder_weights=None))
             checkpoints.restore(method, state["weights"], where=str(fold.checkpoint))
             method.to(runtime.device).eval().requires_grad_(False)
-            examples = _choose(read_support(fold.folder), support, run)
+            examples = choose(read_support(fold.folder), support, run)
             members.append(_Member(method=method, support=examples))
-            _hash_state(digest, state["weights"], examples)
-        _check_alike(plans, run)
+            hash_state(digest, state["weights"], examples)
+        check_alike(plans, run)
         of_run = (run / postprocess.FILE_NAME).is_file()
         record = postprocess.read_common([run] if of_run else [fold.folder for fold in found])
         digest.update(repr((plans[0], record)).encode())
@@ -172,6 +174,11 @@ class Model:
             postprocessing=record,
             atlas=atlas,
         )
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether boxes may be given with images."""
+        return self._members[0].method.needs.prompts
 
     def predict_file(
         self,
@@ -229,17 +236,24 @@ class Model:
         Returns: (Z, Y, X) raw label values on the image's own grid.
         Raises: DataError if the channels do not fit.
         """
-        return self.predict_prepared(self.prepare(image), options=options)
+        return self.predict_prepared(self.prepare(image, options=options), options=options)
 
     def prepare(
-        self, image: Image, *, name: str = "image", boxes: npt.NDArray[np.float64] | None = None
+        self,
+        image: Image,
+        *,
+        name: str = "image",
+        boxes: CaseBoxes | None = None,
+        options: Options | None = None,
     ) -> Prepared:
         """Bring an image onto the model's grid; runs on the CPU, also in a thread beside a prediction.
 
         Args:
             name: of the case, for messages.
             boxes: prompts (n, 6) on the image's grid, see `medplan.predict.prompts`.
+            options: those that `predict_prepared` will be given.
         """
+        options = options or Options()
         expected = self.dataset.channels
         if len(image.array) != len(expected):
             raise DataError(
@@ -256,9 +270,12 @@ class Model:
         warn_if_unlike_training(image, self.dataset, self.plan.grid, name=name)
         key = f"{self.dataset.name}/{name}"
         case, restoration = prepare(image, self.dataset, self.plan.grid, key=key, atlas=self._atlas)
+        case = replace(case, prompts={**case.prompts, "mode": options.prompt})
         if boxes is not None:
             case = replace(case, prompts={**case.prompts, "boxes": to_prepared(boxes, restoration)})
-        return Prepared(case=case, restoration=restoration, geometry=image.geometry)
+        if options.output_size is not None:
+            restoration = at_size(restoration, options.output_size)
+        return Prepared(case=case, restoration=restoration, geometry=restoration.native)
 
     def predict_prepared(
         self,
@@ -279,10 +296,14 @@ class Model:
         """
         options = options or Options()
         labels = self.dataset.labels
+        restoration, slabs = prepared.restoration, self._answers_at(prepared, options)
+        if slabs is None:
+            slabs = self.logits(prepared.case, options=options)
+        else:
+            restoration = replace(restoration, shape=restoration.box_shape)
         restorer = LabelRestorer(
-            prepared.restoration, labels, probabilities=probabilities is not None, file=probabilities
+            restoration, labels, probabilities=probabilities is not None, file=probabilities
         )
-        slabs = self.logits(prepared.case, options=options)
         for slab in track(slabs, label=f"slabs of {prepared.case.id}") if show_progress else slabs:
             restorer.add(slab)
         label = labels.decode(restorer.finish().classes)
@@ -308,6 +329,28 @@ class Model:
             autocast=self.runtime.autocast,
         )
 
+    def _answers_at(self, prepared: Prepared, options: Options) -> Iterator[Tensor] | None:
+        """Return logits on the grid of the output where the method answers there by itself, else None."""
+        if options.mirror or prepared.restoration.alignment is not None:
+            return None
+        case, shape = prepared.case, prepared.restoration.box_shape
+        answers = []
+        for member in self._members:
+            support = [other for other in member.support if other.dataset == case.dataset]
+            answer = member.method.answers_at(case, support, shape)
+            if answer is None:
+                return None
+            answers.append(answer)
+        return self._average(answers)
+
+    def _average(self, answers: Sequence[Iterator[Tensor]]) -> Iterator[Tensor]:
+        while True:
+            with torch.no_grad(), self.runtime.autocast():
+                slabs = [slab for slab in (next(answer, None) for answer in answers) if slab is not None]
+            if not slabs:
+                return
+            yield slabs[0] if len(slabs) == 1 else torch.stack(slabs).mean(0)
+
     def _predictors(self, case: Case) -> tuple[Predictor, ...]:
         with torch.no_grad(), self.runtime.autocast():
             return tuple(
@@ -319,7 +362,7 @@ class Model:
 
 
 def _dataset(plan: Plan, name: str | None) -> DatasetPlan:
-    names = [dataset.name for dataset in plan.datasets]
+    names = [dataset.name for dataset in plan.learned]
     if name is None and len(names) > 1:
         raise UsageError(f"The model learnt {', '.join(names)}; say whose classes to predict.")
     if name is not None and name not in names:
@@ -327,40 +370,3 @@ def _dataset(plan: Plan, name: str | None) -> DatasetPlan:
             f"The model has not learnt '{name}'{did_you_mean(name, names)}; it knows {', '.join(names)}."
         )
     return plan.dataset(name or names[0])
-
-
-def _choose(cases: tuple[Case, ...], wanted: Sequence[str], run: Path) -> tuple[Case, ...]:
-    known = {name: case for case in cases for name in (case.id, case.key)}
-    for name in wanted:
-        if name not in known:
-            listed = ", ".join(case.id for case in cases) or "none"
-            raise UsageError(
-                f"{run}: there is no support case '{name}'{did_you_mean(name, known)}; it has {listed}."
-            )
-    return tuple(known[name] for name in wanted) if wanted else cases
-
-
-def _check_alike(plans: Sequence[Plan], run: Path) -> None:
-    for plan in plans[1:]:
-        for name in ("method", "grid", "patch_size"):
-            if getattr(plan, name) != getattr(plans[0], name):
-                raise CheckpointError(
-                    f"{run}: its folds were trained with different plans ({name} {getattr(plans[0], name)} "
-                    "and "
-                    f"{getattr(plan, name)}), so they cannot be averaged. Choose one with --folds."
-                )
-        if [dataset.labels for dataset in plan.datasets] != [dataset.labels for dataset in plans[0].datasets]:
-            raise CheckpointError(f"{run}: its folds have different labels. Choose one with --folds.")
-
-
-def _hash_state(digest: Any, weights: dict[str, Any], support: Iterable[Case]) -> None:
-    for name, value in sorted(weights.items()):
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        else:
-            digest.update(repr(value).encode())
-    for case in support:
-        digest.update(case.key.encode())
-        digest.update(np.ascontiguousarray(case.image()).data)
-        digest.update(np.ascontiguousarray(case.label()).data)

@@ -35,7 +35,7 @@ def evaluate_run(
     Returns: the summaries that were written; none without validation cases.
     """
     summaries = []
-    for dataset in plan.datasets:
+    for dataset in plan.learned:
         validation = dataset.roles(fold).get("validation", ())
         try:
             cases = open_dataset(raw_folder(dataset.name)).cases if validation else ()
@@ -45,15 +45,16 @@ def evaluate_run(
         chosen = tuple(case for case in cases if case.id in validation and case.label is not None)
         for checkpoint in ("best", "last") if chosen else ():
             target = folder / "validation" / checkpoint
-            target = target / dataset.name if len(plan.datasets) > 1 else target
+            target = target / dataset.name if len(plan.learned) > 1 else target
             model = Model.load(
                 folder, checkpoint=checkpoint, device=str(runtime.device), dataset=dataset.name
             )
             pairs = list(_predict(model, chosen, dataset, target))
-            if checkpoint == "best" and len(plan.datasets) == 1:
+            if checkpoint == "best" and len(plan.learned) == 1:
                 maps = ((read_label(predicted)[0], read_label(truth)[0]) for _, predicted, truth in pairs)
                 postprocess.write(postprocess.decide(maps, dataset.labels), folder)
-            evaluate_pairs(pairs, dataset.labels, output=target)
+            prompts = Options().prompt if model.takes_prompts else None
+            evaluate_pairs(pairs, dataset.labels, output=target, prompts=prompts)
             summaries.append(target / "summary.json")
     return summaries
 

@@ -117,6 +117,7 @@ class Run:
             if self.at.phase + 1 == len(self.phases):
                 self.at.is_over = True
             else:
+                self._keep_phase()
                 self._enter_phase(self.at.phase + 1)
         return not self.at.is_over
 
@@ -261,6 +262,18 @@ class Run:
     def _share_everything(self) -> None:
         if self.runtime.world > 1:
             self.runtime.broadcast([*(p.data for p in self.method.parameters()), *self.method.buffers()])
+
+    def _keep_phase(self) -> None:
+        """Keep the weights that a phase ends with, to start another run from (``--encoder-weights``)."""
+        if self.runtime.is_main and self.phase.num_steps > 0:
+            checkpoint.save_weights(
+                self.folder / f"{self.phase.name}.pt",
+                self.method,
+                self.plan,
+                fold=self.fold,
+                step=self.at.total,
+                score=self.at.score,
+            )
 
     def _save_best(self) -> None:
         if self.runtime.is_main:

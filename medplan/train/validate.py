@@ -1,6 +1,6 @@
 """Validation during training, by the code that predicts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import numpy.typing as npt
@@ -21,16 +21,18 @@ def make_validator(
     """Return a function that scores a method on the validation cases of the fold, or None if there are none.
 
     It predicts each case on the preprocessed grid and returns ``score``, the mean Dice over foreground
-    classes and cases, and the mean Dice of each class (``<class>``, or ``<dataset>/<class>`` for several
-    datasets). The cases are shared among the ranks; every rank returns the same. The method is left in eval
-    mode.
+    classes and cases, novel classes left out, and the mean Dice of each class (``<class>``, or
+    ``<dataset>/<class>`` for several datasets). The cases are shared among the ranks; every rank returns the
+    same. The method is left in eval mode.
 
     Args:
         max_cases: look at the first so many cases only, where time is short.
     """
     keys = store.role("validation")[:max_cases]
     support = [*store.role("atlas"), *store.role("support")]
-    if not keys:
+    prefixed = len(plan.learned) > 1
+    novel = {f"{d.name}/{name}" if prefixed else name for d in plan.learned for name in d.novel}
+    if not keys or all(set(store.plan_of(key).labels.names) <= set(store.plan_of(key).novel) for key in keys):
         return None
 
     def validate(method: Method) -> dict[str, float]:
@@ -49,11 +51,11 @@ def make_validator(
                 device=runtime.device,
                 autocast=runtime.autocast,
             )
-            prefix = f"{case.dataset}/" if len(plan.datasets) > 1 else ""
+            prefix = f"{case.dataset}/" if len(plan.learned) > 1 else ""
             dice = class_dice(predicted, case.label(), labels)
             own[key] = {prefix + name: value for name, value in dice.items()}
         found = {key: dice for part in runtime.gather(own) for key, dice in part.items()}
-        return _summarise([found[key] for key in keys])
+        return _summarise([found[key] for key in keys], leaves_out=novel)
 
     return validate
 
@@ -81,10 +83,14 @@ def class_dice(
     return dice
 
 
-def _summarise(cases: list[dict[str, float]]) -> dict[str, float]:
+def _summarise(cases: list[dict[str, float]], *, leaves_out: Collection[str] = ()) -> dict[str, float]:
+    """Average over cases; classes that are left out are reported, and choose no checkpoint."""
     names = sorted({name for dice in cases for name in dice})
     values = {name: [dice[name] for dice in cases if not np.isnan(dice.get(name, np.nan))] for name in names}
     means = {name: float(np.mean(found)) for name, found in values.items() if found}
-    per_case = [[value for value in dice.values() if not np.isnan(value)] for dice in cases]
+    per_case = [
+        [value for name, value in dice.items() if name not in leaves_out and not np.isnan(value)]
+        for dice in cases
+    ]
     scores = [float(np.mean(found)) for found in per_case if found]
     return {"score": float(np.mean(scores)) if scores else 0.0, **means}

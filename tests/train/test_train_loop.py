@@ -79,6 +79,13 @@ def test_a_finished_run_is_prolonged_by_more_iterations_and_by_nothing_else(tmp_
         go(tmp_path, toy_plan(iterations=12, lr=0.2))
 
 
+def test_the_weights_that_a_phase_ends_with_are_kept(tmp_path: Path) -> None:
+    go(tmp_path, toy_plan())
+    kept, last = (checkpoint.load(tmp_path / name)["weights"] for name in ("first.pt", "last.pt"))
+    assert not (tmp_path / "second.pt").exists() and kept.keys() == last.keys()
+    assert not torch.equal(kept["head.weight"], last["head.weight"])
+
+
 def test_a_run_of_another_fold_is_refused(tmp_path: Path) -> None:
     plan = toy_plan()
     go(tmp_path, plan)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,3 +62,15 @@ def test_regions_overlap_and_are_scored_each_on_its_own() -> None:
     regions = LabelSpace(names=("whole", "core"), values=((1, 2), (2,)), region_order=(1, 2))
     truth, predicted = np.array([0, 1, 2, 2]), np.array([0, 2, 2, 1])
     assert class_dice(predicted, truth, regions) == pytest.approx({"whole": 1.0, "core": 0.5})
+
+
+def test_novel_classes_are_reported_and_choose_no_checkpoint() -> None:
+    plan = toy_plan()
+    some = replace(plan, datasets=(replace(plan.datasets[0], novel=("spleen",)),))
+    validate = make_validator(some, toy_store(some), runtime=CPU)
+    assert validate is not None
+    with torch.no_grad():
+        found = validate(build(some))
+    assert found["score"] == pytest.approx(found["liver"]) and "spleen" in found
+    every = replace(plan, datasets=(replace(plan.datasets[0], novel=("liver", "spleen")),))
+    assert make_validator(every, toy_store(every), runtime=CPU) is None
