@@ -153,6 +153,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--prompts", type=Path, metavar="JSON", help="boxes per image, for methods that take them"
     )
     predict.add_argument(
+        "--prompt-mode",
+        choices=["auto", "none"],
+        default="auto",
+        help="without a box: find it in a first look, or take the whole image (default auto)",
+    )
+    predict.add_argument(
+        "--output-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the label maps of pictures (default: each picture's own)",
+    )
+    predict.add_argument(
         "--support", action="append", default=[], metavar="CASE", help="labelled example; repeatable"
     )
     predict.add_argument("--tasks", nargs="+", default=[], metavar="CLASS", help="only these classes")

@@ -28,6 +28,8 @@ def predict(
     probabilities: bool,
     postprocessing: bool,
     prompts: Path | None,
+    prompt_mode: Literal["auto", "none"],
+    output_size: Sequence[int] | None,
     support: Sequence[str],
     tasks: Sequence[str],
     device: str,
@@ -41,7 +43,14 @@ def predict(
     loaded = Model.load(
         source, folds=read_folds(folds), checkpoint=checkpoint, device=device, support=support
     )
-    options = Options(step=step, mirror=mirror, postprocessing=postprocessing, classes=tuple(tasks))
+    options = Options(
+        step=step,
+        mirror=mirror,
+        postprocessing=postprocessing,
+        classes=tuple(tasks),
+        output_size=None if output_size is None else (output_size[0], output_size[1]),
+        prompt=prompt_mode,
+    )
     print(f"Model: {source}", flush=True)
     run_prediction(input, output, loaded, options=options, probabilities=probabilities, prompts=prompts)
     print(f"Predictions: {output}")

@@ -1,5 +1,6 @@
 """Evaluate a folder of predictions against a folder of references."""
 
+import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +58,7 @@ def evaluate(
         surface=surface,
         tolerance_mm=tolerance_mm,
         missing=missing,
+        prompts=_prompts_of(predictions),
     )
 
 
@@ -69,11 +71,13 @@ def evaluate_pairs(
     surface: bool = True,
     tolerance_mm: float = 2.0,
     missing: tuple[str, ...] = (),
+    prompts: str | None = None,
 ) -> Summary:
     """Score (id, prediction, reference) triples and write ``summary.json`` and ``metrics.csv`` into `output`.
 
     Args:
         missing: ids of references without a prediction, for the record.
+        prompts: what the predictions were prompted with, for the record.
 
     Raises: as `evaluate`.
     """
@@ -101,6 +105,7 @@ def evaluate_pairs(
     summary = Summary(
         class_names=labels.names, class_keys=class_keys(labels), cases=tuple(case for case, _ in results),
         unit="px" if without_spacing else "mm", tolerance=tolerance_mm, surface=surface, missing=missing,
+        prompts=prompts,
     )  # fmt: skip
     write_summary(summary, output)
     return summary
@@ -140,6 +145,17 @@ def pair_up(
             "%d predictions have no reference and are left out: %s.", len(surplus), _listed(surplus)
         )
     return tuple((case, predicted[case], true[case]) for case in common), tuple(missing)
+
+
+def _prompts_of(predictions: Path) -> str | None:
+    """Return what the note beside the predictions says that they were prompted with."""
+    folder = predictions if predictions.is_dir() else predictions.parent
+    try:
+        note = json.loads((folder / "dataset.json").read_text())
+    except (OSError, ValueError):
+        return None
+    found = note.get("prompts") if isinstance(note, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _label_files(path: Path) -> dict[str, Path]:

@@ -80,6 +80,7 @@ class Summary:
         tolerance: of the normalised surface distance, in `unit`.
         surface: whether surface distances were measured.
         missing: ids of references without a prediction, which no score includes.
+        prompts: what the predictions were prompted with, where the method takes boxes.
     """
 
     class_names: tuple[str, ...]
@@ -89,6 +90,7 @@ class Summary:
     tolerance: float = 2.0
     surface: bool = True
     missing: tuple[str, ...] = ()
+    prompts: str | None = None
 
     def table(self, metric: str) -> npt.NDArray[np.float64]:
         """Return (cases, classes) values of a score, NaN where it is undefined."""
@@ -183,6 +185,7 @@ def read_summary(path: Path) -> Summary:
             class_names=tuple(own.get("class_names", keys)), class_keys=keys, cases=cases,
             unit=own.get("unit", "mm"), tolerance=own.get("tolerance", 2.0),
             surface=own.get("surface", False), missing=tuple(own.get("missing", ())),
+            prompts=own.get("prompts"),
         )  # fmt: skip
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; 'medplan evaluate' writes it.") from None
@@ -218,6 +221,7 @@ def _document(summary: Summary) -> dict[str, Any]:
         "tolerance": summary.tolerance,
         "surface": summary.surface,
         "missing": summary.missing,
+        "prompts": summary.prompts,
         "pooled_dice": dict(zip(summary.class_keys, pooled.tolist(), strict=True)),
         "pooled_foreground_dice": _mean(pooled),
         "confidence_95": {METRICS[name]: summary.interval(name) for name in floats},

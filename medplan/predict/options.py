@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,9 @@ class Options:
         postprocessing: keep largest components where validation chose to.
         classes: names of the classes to write; empty for all. The others become background.
         batch_size: windows per forward pass; None chooses by memory.
+        output_size: height and width of the label maps of pictures; None takes each picture's own.
+        prompt: what stands in for the box of an image that none is given for, for methods that take boxes:
+            ``auto`` has a first look at the whole image find it, ``none`` takes the whole image.
     """
 
     step: float = 0.5
@@ -33,6 +36,8 @@ class Options:
     postprocessing: bool = True
     classes: tuple[str, ...] = ()
     batch_size: int | None = None
+    output_size: tuple[int, int] | None = None
+    prompt: Literal["auto", "none"] = "auto"
 
     def __post_init__(self) -> None:
         if not 0 < self.step <= 1:

@@ -2,9 +2,10 @@
 
     {"case0001": [[x0, y0, x1, y1], ...], "case0002": [[x0, y0, z0, x1, y1, z1], ...]}
 
-Positions are in pixels or voxels of the image file, x along rows: pixel i reaches from i to i + 1, so that
-    the box [0, 0, width, height] is the whole picture. Pictures take four numbers, volumes six, or four for
-    every slice.
+Where boxes are of one class only, they are listed by class: ``{"case0001": {"liver": [[...]]}}``; otherwise
+they count for every class. Positions are in pixels or voxels of the image file, x along rows: pixel i reaches
+from i to i + 1, so that the box [0, 0, width, height] is the whole picture. Pictures take four numbers,
+volumes six, or four for every slice.
 """
 
 import json
@@ -17,9 +18,14 @@ import numpy.typing as npt
 from medplan.errors import DataError
 from medplan.preprocess.geometry import Restoration
 
-__all__ = ["Boxes", "read_boxes", "to_prepared"]
+__all__ = ["BoxArray", "Boxes", "CaseBoxes", "describe", "read_boxes", "to_prepared"]
 
-Boxes = Mapping[str, npt.NDArray[np.float64]]
+BoxArray = npt.NDArray[np.float64]
+
+CaseBoxes = BoxArray | Mapping[str, BoxArray]
+"""Boxes (n, 6) of a case, or those of each of some classes by its name."""
+
+Boxes = Mapping[str, CaseBoxes]
 
 
 def read_boxes(path: Path) -> Boxes:
@@ -38,11 +44,25 @@ def read_boxes(path: Path) -> Boxes:
         raise DataError(
             f'{path}: expected {{"case": [[x0, y0, x1, y1], ...]}}, found a {type(content).__name__}.'
         )
-    return {case: _boxes(boxes, f"{path}: case '{case}'") for case, boxes in content.items()}
+    return {case: _of_case(boxes, f"{path}: case '{case}'") for case, boxes in content.items()}
 
 
-def to_prepared(boxes: npt.NDArray[np.float64], restoration: Restoration) -> npt.NDArray[np.float64]:
+def describe(boxes: Boxes, cases: Sequence[str], prompt: str) -> str:
+    """Return in a few words which prompts a prediction of these cases used."""
+    given = sum(case in boxes for case in cases)
+    if given == len(cases):
+        return "boxes"
+    return prompt if given == 0 else f"boxes for {given} of {len(cases)} cases, else {prompt}"
+
+
+def to_prepared(boxes: CaseBoxes, restoration: Restoration) -> CaseBoxes:
     """Map boxes (n, 6) from the input's grid to the prepared one, cut to it; one turned askew is enclosed."""
+    if isinstance(boxes, Mapping):
+        return {name: _to_prepared(own, restoration) for name, own in boxes.items()}
+    return _to_prepared(boxes, restoration)
+
+
+def _to_prepared(boxes: BoxArray, restoration: Restoration) -> BoxArray:
     last = np.array(restoration.native.shape, dtype=np.float64)
     lower, upper = np.clip(boxes[:, :3], 0, last), np.clip(boxes[:, 3:], 0, last)
     corners = []
@@ -54,7 +74,13 @@ def to_prepared(boxes: npt.NDArray[np.float64], restoration: Restoration) -> npt
     return np.concatenate([np.clip(moved.min(0), 0, shape), np.clip(moved.max(0), 0, shape)], axis=1)
 
 
-def _boxes(boxes: object, where: str) -> npt.NDArray[np.float64]:
+def _of_case(boxes: object, where: str) -> CaseBoxes:
+    if isinstance(boxes, Mapping):
+        return {str(name): _boxes(own, f"{where}, class '{name}'") for name, own in boxes.items()}
+    return _boxes(boxes, where)
+
+
+def _boxes(boxes: object, where: str) -> BoxArray:
     if not isinstance(boxes, Sequence) or isinstance(boxes, str):
         raise DataError(f"{where}: expected a list of boxes, found {boxes!r}.")
     rows = []

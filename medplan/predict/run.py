@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from medplan.data.dataset import RawCase, find_inputs
 from medplan.data.images import PICTURE_ENDINGS, ending_of, read_image, write_label
 from medplan.errors import DataError, MedplanError, PlanError, UsageError, did_you_mean
 from medplan.predict.model import Model, Options, Prepared
-from medplan.predict.prompts import Boxes, read_boxes
+from medplan.predict.prompts import Boxes, describe, read_boxes
 from medplan.progress import track
 from medplan.records import encode, read_json, write_json
 
@@ -66,7 +66,7 @@ def predict(
     """
     options = options or Options()
     cases = find_inputs(inputs, len(model.dataset.channels), model.dataset.file_ending)
-    boxes = {} if prompts is None else _boxes_of(prompts, cases)
+    boxes = {} if prompts is None else _boxes_of(prompts, cases, model)
     job = _Job(model=model, options=options, output=output, probabilities=probabilities, boxes=boxes)
     sources = {image.resolve() for case in cases for image in case.images}
     for case in cases:
@@ -74,7 +74,8 @@ def predict(
             raise UsageError(f"-o {output}: the label map of '{case.id}' would overwrite its image there.")
     output.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(output)
-    _describe(model, output)
+    used = describe(boxes, [case.id for case in cases], options.prompt) if model.takes_prompts else None
+    _describe(model, output, used)
     failures: dict[str, str] = {}
     written: list[Path] = []
     for case, result in track(_results(cases, job), label="prediction", total=len(cases)):
@@ -111,7 +112,8 @@ class _Job:
         if done is not None:
             return done
         image = read_image(case.images, channels=len(self.model.dataset.channels))
-        prepared = self.model.prepare(image, name=case.id, boxes=self.boxes.get(case.id))
+        boxes = self.boxes.get(case.id)
+        prepared = self.model.prepare(image, name=case.id, boxes=boxes, options=self.options)
         return _Waiting(prepared=prepared, made_from=made_from)
 
     def predict(self, case: RawCase, waiting: "_Waiting") -> Path:
@@ -143,14 +145,16 @@ class _Job:
 
     def _made_from(self, case: RawCase) -> str:
         """Return a digest of everything that the output depends on."""
-        box = self.boxes.get(case.id)
+        boxes = self.boxes.get(case.id)
+        given = None if boxes is None else boxes if isinstance(boxes, Mapping) else {"": boxes}
         facts = [
             self.model.digest,
             self.model.dataset.name,
             self.model.runtime.precision,
             encode(self.options),
         ]
-        facts += [self.probabilities, None if box is None else box.tolist(), _sha256(case.images)]
+        facts += [self.probabilities, given and {name: box.tolist() for name, box in given.items()}]
+        facts.append(_sha256(case.images))
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def _finished(self, case: RawCase, made_from: str) -> Path | None:
@@ -194,16 +198,24 @@ def _settle(case: RawCase, coming: "Future[_Waiting | Path]", job: _Job) -> Path
         return error
 
 
-def _boxes_of(path: Path, cases: Sequence[RawCase]) -> Boxes:
+def _boxes_of(path: Path, cases: Sequence[RawCase], model: Model) -> Boxes:
+    if not model.takes_prompts:
+        raise UsageError(f"--prompts: the method '{model.plan.method}' takes no boxes; leave them out.")
     boxes = read_boxes(path)
-    ids = [case.id for case in cases]
-    for name in boxes:
+    ids, classes = [case.id for case in cases], model.dataset.labels.names
+    for name, given in boxes.items():
         if name not in ids:
             raise DataError(f"{path}: there is no case '{name}' among the inputs{did_you_mean(name, ids)}.")
+        for of_class in given if isinstance(given, Mapping) else ():
+            if of_class not in classes:
+                raise DataError(
+                    f"{path}: case '{name}': the model has no class '{of_class}'"
+                    f"{did_you_mean(of_class, classes)}; it knows {', '.join(classes)}."
+                )
     return boxes
 
 
-def _describe(model: Model, output: Path) -> None:
+def _describe(model: Model, output: Path, prompts: str | None) -> None:
     """Say beside the label maps what their values mean, in the words of a raw dataset's dataset.json."""
     labels = model.dataset.labels
     values: dict[str, Any] = {"background": 0}
@@ -220,6 +232,8 @@ def _describe(model: Model, output: Path) -> None:
         "file_ending": model.dataset.file_ending,
         "numTraining": 0,
     }
+    if prompts is not None:
+        description["prompts"] = prompts
     if labels.region_order is not None:
         description["regions_class_order"] = list(labels.region_order)
     write_json(description, output / "dataset.json")

@@ -22,7 +22,7 @@ LABELS = LabelSpace(names=("liver", "spleen"), values=((4,), (9,)))
 class Toy(Method):
     """Gives every voxel the class whose intensity is nearest to its own."""
 
-    needs = Needs()
+    needs = Needs(prompts=True)
     Config = dict
 
     def __init__(self, plan: Plan) -> None:
