@@ -12,7 +12,17 @@ PACKAGE = Path(__file__).parents[1] / "medplan"
 FLOORS = [
     {"errors", "records", "randomness", "progress", "workspace", "weights", "runtime"},
     {"data"},
-    {"plan", "preprocess", "networks", "losses", "method", "checkpoint", "difficulty", "pseudo_labels"},
+    {
+        "plan",
+        "preprocess",
+        "networks",
+        "losses",
+        "registration",
+        "method",
+        "checkpoint",
+        "difficulty",
+        "pseudo_labels",
+    },
     {"methods", "predict", "evaluate", "registry"},
     {"train"},
     {"commands", "cli"},

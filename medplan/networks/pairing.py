@@ -1,0 +1,180 @@
+"""An atlas and another image seen by a joint network: flows both ways, warped labels, objectives.
+
+Shapes: B batch, C channels, K classes, Z Y X voxels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from medplan.data.cases import Case
+from medplan.data.labels import LabelSpace
+from medplan.data.pairs import beside
+from medplan.method import Volume
+from medplan.networks.joint import JointNetwork, Maps, Voxel
+from medplan.networks.warp import integrate, warp
+from medplan.registration import agreement, field_quality, local_correlation, smoothness
+
+__all__ = ["Pair", "Pairing"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A pair of images and where each lies in the other.
+
+    Attributes:
+        atlas, image: (B, C, Z, Y, X).
+        members: (B, K, Z, Y, X), whether a voxel of the atlas belongs to an output.
+        image_maps: the encoder's maps of the image.
+        to_image, to_atlas: flows that warp the atlas onto the image, and the image onto the atlas.
+    """
+
+    atlas: Tensor
+    image: Tensor
+    members: Tensor
+    image_maps: Maps
+    to_image: Tensor
+    to_atlas: Tensor
+
+    @property
+    def size(self) -> Sequence[int]:
+        return self.image.shape[-3:]
+
+
+class Pairing(nn.Module):
+    """A joint network, and what is computed with it on pairs.
+
+    Args:
+        diffeomorphic: the decoder's answer is a velocity field.
+        window, compat: of the local correlation.
+    """
+
+    def __init__(
+        self,
+        network: JointNetwork,
+        labels: LabelSpace,
+        *,
+        diffeomorphic: bool = False,
+        window: int = 9,
+        compat: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network, self.labels = network, labels
+        self.diffeomorphic, self.window, self.compat = diffeomorphic, window, compat
+        # Row i holds which code belongs to output i; the first column is for voxels without annotation.
+        rows = [[0.0, *map(float, row)] for row in labels.membership().tolist()]
+        self.membership: Tensor
+        self.register_buffer("membership", torch.tensor(rows), persistent=False)
+
+    def register(
+        self,
+        batch: Mapping[str, Any],
+        prefix: str = "",
+        *,
+        with_gradient: bool = False,
+        both_ways: bool = True,
+    ) -> Pair:
+        """Encode both images and find the flows between them.
+
+        Args:
+            prefix: of the keys ``image``, ``label`` and ``unlabelled_image``.
+            with_gradient: keep the encoder's graph.
+            both_ways: find the flow from image to atlas too; else it is zero.
+        """
+        atlas, image = batch[f"{prefix}image"], batch[f"{prefix}unlabelled_image"]
+        with torch.set_grad_enabled(with_gradient):
+            atlas_maps, image_maps = self.network.encode(atlas), self.network.encode(image)
+        size = image.shape[-3:]
+        to_image = self.flow(atlas_maps, image_maps, size)
+        to_atlas = self.flow(image_maps, atlas_maps, size) if both_ways else torch.zeros_like(to_image)
+        return Pair(
+            atlas=atlas,
+            image=image,
+            members=self.members(batch[f"{prefix}label"]).to(atlas.dtype),
+            image_maps=image_maps,
+            to_image=to_image,
+            to_atlas=to_atlas,
+        )
+
+    def flow(self, source: Maps, target: Maps, size: Sequence[int]) -> Tensor:
+        """Return the flow (B, 3, *size) in voxels that warps the source onto the target."""
+        flow = self.network.flow(source, target, size)
+        return integrate(flow) if self.diffeomorphic else flow
+
+    def members(self, codes_BZYX: Tensor) -> Tensor:
+        """Return (B, K, Z, Y, X): 1 where a voxel belongs to an output; all 0 without annotation."""
+        return self.membership[:, codes_BZYX.long() + 1].movedim(0, 1)
+
+    def probabilities(self, maps: Maps, size: Sequence[int]) -> Tensor:
+        """Return what the segmentation decoder makes of an image's maps, (B, K, *size) in [0, 1]."""
+        return self.as_probabilities(self.network.segment(maps, size))
+
+    def as_probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(1) if self.labels.is_exclusive else logits.sigmoid()
+
+    def as_logits(self, members: Tensor) -> Tensor:
+        """Return logits (B, K, Z, Y, X) whose classes are those of warped memberships."""
+        return members.clamp_min(1e-6).log() if self.labels.is_exclusive else members - 0.5
+
+    def correlation(self, first: Tensor, second: Tensor) -> Tensor:
+        return local_correlation(first, second, window=self.window, compat=self.compat)
+
+    def one_way(self, pair: Pair) -> dict[str, Tensor]:
+        """Return similarity and smoothness of the way from atlas to image."""
+        warped = warp(pair.atlas, pair.to_image)
+        return {"similarity": self.correlation(pair.image, warped), "smooth": smoothness(pair.to_image)}
+
+    def both_ways(self, pair: Pair) -> dict[str, Tensor]:
+        """Return similarity, smoothness and cycle: sums over both ways; the cycle in absolute intensities."""
+        onto_image, onto_atlas = warp(pair.atlas, pair.to_image), warp(pair.image, pair.to_atlas)
+        similarity = self.correlation(pair.image, onto_image) + self.correlation(pair.atlas, onto_atlas)
+        there_and_back = (warp(onto_image, pair.to_atlas) - pair.atlas).abs().mean()
+        back_and_there = (warp(onto_atlas, pair.to_image) - pair.image).abs().mean()
+        return {
+            "similarity": similarity,
+            "smooth": smoothness(pair.to_image) + smoothness(pair.to_atlas),
+            "cycle": there_and_back + back_and_there,
+        }
+
+    def pseudo_image(self, pair: Pair, blend_B1111: Tensor) -> Tensor:
+        """Blend the image with its round trip through the atlas: ``(1 - a) round trip + a image``.
+
+        The second warp of the round trip takes nearest voxels, so that its flow gets no gradient from here.
+        """
+        returned = warp(warp(pair.image, pair.to_atlas), pair.to_image, mode="nearest")
+        return returned - blend_B1111.to(returned.dtype) * (returned - pair.image)
+
+    def consistency(self, pair: Pair) -> Tensor:
+        """Return the agreement of the warped label and the segmentation of the image."""
+        answer = self.probabilities(pair.image_maps, pair.size)
+        return agreement(warp(pair.members, pair.to_image), answer)
+
+    def onto(self, patch: Tensor, case: Case, corner: Voxel, atlas: Case) -> Pair:
+        """Register the atlas, cut where it lies beside a patch (1, C, Z, Y, X) of a case, onto the patch."""
+        lower = beside(atlas, case, corner)
+        z, y, x = (low + size for low, size in zip(lower, patch.shape[-3:], strict=True))
+        batch = {
+            "image": torch.from_numpy(atlas.image(lower, (z, y, x))[None]).to(patch),
+            "label": torch.from_numpy(atlas.label(lower, (z, y, x))[None]).to(patch.device),
+            "unlabelled_image": patch,
+        }
+        return self.register(batch, both_ways=False)
+
+    def describe(self, pair: Pair, inner: tuple[slice, slice, slice]) -> dict[str, Volume | float]:
+        """Return what registration made of a pair of one, cut to the case, and figures of its quality."""
+
+        def volume(tensor: Tensor, kind: Literal["logits", "image", "displacement"]) -> Volume:
+            return Volume(array=tensor[0][(slice(None), *inner)].float().cpu().numpy(), kind=kind)
+
+        warped = warp(pair.atlas, pair.to_image)
+        return {
+            "registered": volume(self.as_logits(warp(pair.members, pair.to_image)), "logits"),
+            "flow": volume(pair.to_image, "displacement"),
+            "atlas": volume(warped, "image"),
+            "lncc_before": -float(self.correlation(pair.image, pair.atlas)),
+            "lncc_after": -float(self.correlation(pair.image, warped)),
+            **field_quality(pair.to_image[(slice(None), slice(None), *inner)]),
+        }
