@@ -93,7 +93,7 @@ class Config:
 
     Attributes:
         messenger: ``stage`` behind stages of the encoder (released); ``block`` inside the last stage's blocks
-            (the paper, Mix Transformer only); ``none`` leaves the exchange of features out.
+            (the paper, Mix Transformer only); ``off`` leaves the exchange of features out.
         stages: stages with a messenger, from 1 at the finest or -1 at the coarsest. Released: (4,) or all.
         memory: what labelled samples attend to: all unlabelled samples of the batch (released) or their
             partner.
@@ -121,7 +121,7 @@ class Config:
         ema: decay of a second set of weights that makes the pseudo-labels and the predictions; 0 for none.
             Released: 0.
         oversample: share of labelled patches centred on foreground. Differs: released crops are anywhere.
-        mirror: flip patches at random. Released: no; few labels do not teach what lies left and what right.
+        mirror_axes: axes (0 z, 1 y, 2 x) that patches are flipped along at random. Released: none.
         momentum: of SGD. Released: 0.9.
         head_lr_factor: learning rate of head and messengers relative to a Mix Transformer's. Released: 5.
         drop_path: of the Mix Transformer. Released: 0.1.
@@ -130,7 +130,7 @@ class Config:
             the Dice of L_u.
     """
 
-    messenger: Literal["stage", "block", "none"] = "stage"
+    messenger: Literal["stage", "block", "off"] = "stage"
     stages: tuple[int, ...] = (-1,)
     memory: Memory = "batch"
     heads: int = 2
@@ -152,7 +152,7 @@ class Config:
     threshold: float = 0.0
     ema: float = 0.0
     oversample: float = 1 / 3
-    mirror: bool = False
+    mirror_axes: tuple[int, ...] = ()
     momentum: float = 0.9
     head_lr_factor: float = 5.0
     drop_path: float = 0.1
@@ -235,7 +235,7 @@ class SDMessenger(Method):
         )
         if isinstance(self.network, MessengerSegFormer) and plan.encoder_weights is None:
             logger.warning("The encoder %s starts from random weights; none were given.", plan.encoder)
-        self._warms_up_with_exchange = self.config.warmup_exchange and self.config.messenger != "none"
+        self._warms_up_with_exchange = self.config.warmup_exchange and self.config.messenger != "off"
         self.difficulty = Difficulty(self.num_classes)
         self.average = MovingAverage(self.network) if self.config.ema > 0 else None
 
@@ -255,7 +255,7 @@ class SDMessenger(Method):
         spatial = Spatial.for_patch(patch_size)
         augmentation = Augmentation(
             patch_size=patch_size,
-            mirror_axes=((1, 2) if self.plan.dims == 2 else (0, 1, 2)) if self.config.mirror else (),
+            mirror_axes=self.config.mirror_axes,
             keeps_slices=self.plan.dims == 2,
         )
         sample: Sampler
@@ -299,7 +299,7 @@ class SDMessenger(Method):
         learned = "strong_unlabelled_image"
         unlabelled = paste(batch[learned if learned in batch else "unlabelled_image"], image, mask)
         num_labelled = len(image)
-        if strength > 0 or self.config.messenger != "none":
+        if strength > 0 or self.config.messenger != "off":
             outputs = self.network(torch.cat([image, unlabelled]), num_labelled, only_labelled=strength == 0)
         else:
             outputs = self.network(image)

@@ -18,13 +18,13 @@ class Exchange:
     """Where and how features are exchanged.
 
     Attributes:
-        messenger: ``stage`` behind stages of the encoder, ``block`` inside the last one's blocks, ``none``.
+        messenger: ``stage`` behind stages of the encoder, ``block`` inside the last one's blocks, ``off``.
         stages: counted from 1 at the finest or -1 at the coarsest, for ``stage``.
         memory, heads, dropout: of `Messenger`.
         alpha: of `ChannelAttention`, for ``block``.
     """
 
-    messenger: Literal["stage", "block", "none"] = "stage"
+    messenger: Literal["stage", "block", "off"] = "stage"
     stages: tuple[int, ...] = (-1,)
     memory: Memory = "batch"
     heads: int = 2

@@ -344,7 +344,7 @@ def test_in_warmup_the_unlabelled_flow_has_no_gradient_but_feeds_the_labelled_on
     assert not torch.equal(changed.gradient[stem], gradient[stem])
 
 
-@pytest.mark.parametrize("config", [{"warmup_exchange": False}, {"messenger": "none"}])
+@pytest.mark.parametrize("config", [{"warmup_exchange": False}, {"messenger": "off"}])
 def test_a_warmup_without_exchange_learns_as_if_there_were_no_unlabelled_cases(config):
     plan = make_plan(warmup=0.5, **config)
     alone = replace(plan, config={**plan.config, "learn_from_unlabelled": False})
@@ -435,7 +435,7 @@ def test_pseudo_labels_below_the_threshold_do_not_count():
 
 
 def test_the_strong_view_shows_the_same_voxels_in_other_intensities():
-    plan = make_plan(strong_view=True, mirror=False)
+    plan = make_plan(strong_view=True)
     batch = make_batch(plan, Store(plan))
     weak, strong = batch["unlabelled_image"], batch["strong_unlabelled_image"]
     assert weak.shape == strong.shape and not torch.equal(weak, strong)

@@ -132,7 +132,7 @@ def test_stages_count_from_either_end():
         Messengers.behind((4,), (4, 8, 16))
 
 
-@pytest.mark.parametrize("kind", ["stage", "block", "none"])
+@pytest.mark.parametrize("kind", ["stage", "block", "off"])
 @torch.no_grad()
 def test_segformer_gives_the_image_size_and_is_batch_invariant(kind):
     network = exchange_network(
