@@ -166,7 +166,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the label maps of pictures (default: each picture's own)",
     )
     predict.add_argument(
-        "--support", action="append", default=[], metavar="CASE", help="labelled example; repeatable"
+        "--support",
+        action="append",
+        default=[],
+        metavar="CASE|IMAGE:LABEL",
+        help="labelled example, a case or two files; repeatable",
     )
     predict.add_argument("--tasks", nargs="+", default=[], metavar="CLASS", help="only these classes")
 

@@ -39,10 +39,19 @@ def predict(
     from medplan.predict.model import Model, Options
     from medplan.predict.run import predict as run_prediction
 
-    source = find_model(Workspace.open(workspace), model, dataset, method, run)
-    loaded = Model.load(
-        source, folds=read_folds(folds), checkpoint=checkpoint, device=device, support=support
-    )
+    space = Workspace.open(workspace)
+    source = find_model(space, model, dataset, method, run)
+    loaded = Model.load(source, folds=read_folds(folds), checkpoint=checkpoint, device=device)
+    if support and set(support) <= set(loaded.support_ids):
+        loaded = Model.load(
+            source, folds=read_folds(folds), checkpoint=checkpoint, device=device, support=support
+        )
+    elif support:
+        from medplan.predict.support import find_examples
+
+        loaded = loaded.with_support(
+            find_examples(support, dataset=loaded.dataset.name, raw_folder=space.raw_folder)
+        )
     options = Options(
         step=step,
         mirror=mirror,

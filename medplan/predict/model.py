@@ -1,5 +1,6 @@
 """A trained model in memory: loaded once, it segments arrays, images and files as often as one likes."""
 
+import copy
 import hashlib
 import logging
 import tempfile
@@ -32,6 +33,7 @@ from medplan.predict.postprocess import Postprocessing
 from medplan.predict.prompts import CaseBoxes, to_prepared
 from medplan.predict.sizes import at_size
 from medplan.predict.sliding_window import predict_case
+from medplan.predict.support import Example, prepare_examples
 from medplan.preprocess.align import Atlas
 from medplan.preprocess.geometry import Restoration
 from medplan.preprocess.prepare import prepare
@@ -92,6 +94,7 @@ class Model:
         atlas: Atlas | None = None,
     ) -> None:
         self._members = tuple(members)
+        self._names_classes = False
         self.plan = plan
         self.dataset = dataset
         self.folds = folds
@@ -179,6 +182,29 @@ class Model:
     def takes_prompts(self) -> bool:
         """Whether boxes may be given with images."""
         return self._members[0].method.needs.prompts
+
+    @property
+    def support_ids(self) -> tuple[str, ...]:
+        """Ids of the labelled cases that are kept with the model."""
+        return tuple(dict.fromkeys(case.id for member in self._members for case in member.support))
+
+    def with_support(self, examples: Sequence[Example]) -> "Model":
+        """Return a model that segments the classes of these examples instead of those it learnt.
+
+        Raises: UsageError if the method learns its classes in training; DataError for a bad example.
+        """
+        if not self._members[0].method.needs.new_classes:
+            own = ", ".join(self.support_ids) or "it has none"
+            what = "segments the classes it was trained on; it takes no example but its own"
+            raise UsageError(f"{self.plan.method} {what} ({own}). Train 'densemp' for new classes.")
+        shown, cases = prepare_examples(examples, self.dataset, self.plan.grid, atlas=self._atlas)
+        digest = hashlib.blake2b(f"{self.digest} {shown.labels!r}".encode())
+        hash_state(digest, {}, cases)
+        model = copy.copy(self)
+        model._members = tuple(replace(member, support=cases) for member in self._members)
+        model.dataset, model.postprocessing, model._names_classes = shown, Postprocessing(), True
+        model.digest = digest.hexdigest()
+        return model
 
     def predict_file(
         self,
@@ -271,6 +297,8 @@ class Model:
         key = f"{self.dataset.name}/{name}"
         case, restoration = prepare(image, self.dataset, self.plan.grid, key=key, atlas=self._atlas)
         case = replace(case, prompts={**case.prompts, "mode": options.prompt})
+        if self._names_classes:
+            case = replace(case, prompts={**case.prompts, "classes": self.dataset.labels.names})
         if boxes is not None:
             case = replace(case, prompts={**case.prompts, "boxes": to_prepared(boxes, restoration)})
         if options.output_size is not None:

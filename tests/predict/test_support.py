@@ -1,0 +1,88 @@
+"""Examples given with the images: what is read, which classes they show, and who takes them."""
+
+import numpy as np
+import pytest
+
+from medplan.data.images import Geometry, write_image, write_label
+from medplan.data.labels import LabelSpace
+from medplan.errors import DataError, UsageError
+from medplan.plan.schema import Grid
+from medplan.predict.model import Model
+from medplan.predict.support import Example, classes_shown, find_examples, prepare_examples
+from tests.predict.toy import Toy, make_plan, make_run
+
+GEOMETRY = Geometry(shape=(6, 10, 12), spacing_mm=(3.0, 3.0, 3.0))
+ORGANS = LabelSpace(names=("liver", "spleen", "tube"), values=((4,), (9,), (5, 6)))
+
+
+@pytest.fixture
+def pair(tmp_path):
+    label = np.zeros(GEOMETRY.shape, np.int16)
+    label[2:4, 3:7, 3:7] = 7
+    label[4, 2:5, 2:5] = 2
+    image = write_image(tmp_path / "image.nii.gz", label.astype(np.float32), GEOMETRY)
+    return image, write_label(tmp_path / "label.nii.gz", label, GEOMETRY)
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    from medplan import registry
+
+    monkeypatch.setattr(registry, "find", lambda name: Toy)
+    return Model.load(make_run(tmp_path / "run", make_plan()), device="cpu")
+
+
+def nowhere(name):
+    raise AssertionError("no raw dataset should be looked at")
+
+
+def test_the_classes_are_those_of_the_examples_on_the_plans_grid(pair):
+    (example,) = find_examples([f"{pair[0]}:{pair[1]}"], dataset="Phantom", raw_folder=nowhere)
+    plan, (case,) = prepare_examples([example], make_plan().datasets[0], Grid(spacing_mm=(1.5, 1.5, 1.5)))
+    assert plan.labels == LabelSpace(names=("label 2", "label 7"), values=((2,), (7,)))
+    assert case.shape == (12, 20, 24)
+    assert set(case.locations) == {1, 2} and case.dataset == "Phantom"
+
+
+def test_a_case_of_the_raw_dataset_keeps_its_names(raw_dataset):
+    (example,) = find_examples(["case00"], dataset="Phantom", raw_folder=lambda name: raw_dataset)
+    assert example.labels is not None
+    with pytest.raises(DataError, match="no case .case99."):
+        find_examples(["case99"], dataset="Phantom", raw_folder=lambda name: raw_dataset)
+
+
+def test_classes_of_several_examples_are_joined_by_value():
+    one = Example(name="a", images=(), label=None, labels=ORGANS)
+    two = Example(name="b", images=(), label=None)
+    shown = classes_shown([(one, np.array([0, 6, 9])), (two, np.array([1, 9]))])
+    assert shown.names == ("label 1", "tube", "spleen") and shown.values == ((1,), (5, 6), (9,))
+    with pytest.raises(DataError, match="nothing to look for"):
+        classes_shown([(two, np.array([0, 0]))])
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"no file 'a\.nii\.gz'"):
+        find_examples(["a.nii.gz:b.nii.gz"], dataset="Phantom", raw_folder=nowhere)
+
+
+def test_a_method_that_learns_its_classes_takes_no_example(model, pair):
+    with pytest.raises(UsageError, match="it takes no example but its own"):
+        model.with_support([Example(name="a", images=(pair[0],), label=pair[1])])
+
+
+def test_a_shown_class_is_named_to_the_method_and_written_with_its_value(model, pair, monkeypatch):
+    from dataclasses import replace
+
+    monkeypatch.setattr(Toy, "needs", replace(Toy.needs, new_classes=True))
+    shown = model.with_support([Example(name="a", images=(pair[0],), label=pair[1])])
+    heard = []
+
+    def predictor(self, case, support):
+        heard.append((case.prompts["classes"], [other.id for other in support]))
+        return lambda patches, corners: self.layer(patches).float()
+
+    monkeypatch.setattr(Toy, "predictor", predictor)
+    found = shown.predict_file([pair[0]])
+    assert heard == [(("label 2", "label 7"), ["a"])]
+    assert set(np.unique(found)) <= {0, 2, 7} and shown.digest != model.digest
+    assert model.dataset.labels.names == ("liver", "spleen")
