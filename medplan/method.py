@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from medplan.checkpoint import restore
 from medplan.data.cases import Case, CaseStore
 from medplan.errors import MethodError
 from medplan.plan.schema import Plan
 
 __all__ = [
-    "Augment", "Batch", "Element", "Method", "Needs", "Phase", "Predictor", "Progress", "Proposal", "Sampler",
+    "Augment", "Batch", "Element", "Heatmap", "Method", "Needs", "Phase", "Predictor", "Progress", "Proposal", "Sampler",
     "Situation", "Update", "Volume", "constant", "poly",
 ]  # fmt: skip
 
@@ -155,6 +156,23 @@ class Progress:
         return self.step / self.num_steps
 
 
+@dataclass(frozen=True, kw_only=True)
+class Heatmap:
+    """A square table of numbers between things that a method has learnt about, for the report.
+
+    Attributes:
+        title: what it shows.
+        names: of rows and columns.
+        values: per row as many numbers as there are names.
+        limits: numbers that get the lightest and the darkest colour.
+    """
+
+    title: str
+    names: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+    limits: tuple[float, float] = (-1.0, 1.0)
+
+
 def poly(fraction: float) -> float:
     """Return the factor (1 - fraction)^0.9 of the base learning rate."""
     return float((1.0 - fraction) ** 0.9)
@@ -238,6 +256,15 @@ class Method(nn.Module, ABC):
     def propose(cls, situation: Situation) -> Proposal:
         """Say whether and how this method would go about a situation."""
 
+    @classmethod
+    def settle(cls, plan: Plan) -> Plan:
+        """Return the plan with those numbers of the method filled in that follow from its datasets.
+
+        The planner calls it before it measures memory, and again after the last override; a plan that is
+        settled already comes back as it is.
+        """
+        return plan
+
     @abstractmethod
     def __init__(self, plan: Plan) -> None:
         """Build the networks. `plan.config` is read into `Config` with `medplan.records.decode`."""
@@ -272,6 +299,22 @@ class Method(nn.Module, ABC):
         raise MethodError(
             f"{type(self).__name__} takes no encoder weights; train it with '--encoder-weights none'."
         )
+
+    def start_from(self, weights: Mapping[str, Tensor], plan: Plan, *, where: str) -> None:
+        """Take over the weights of another run before training (``--from``).
+
+        Args:
+            weights: all of that run's.
+            plan: that run's, which may have other datasets.
+            where: named in errors.
+
+        Raises: CheckpointError listing what does not fit.
+        """
+        restore(self, weights, where=where)
+
+    def heatmaps(self) -> Mapping[str, Heatmap]:
+        """Return what the report shows of what was learnt, by file name; nothing by default."""
+        return {}
 
     @abstractmethod
     def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:

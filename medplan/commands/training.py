@@ -139,7 +139,9 @@ def _build(plan: "Plan", start_from: Path | None, *, resume: bool) -> "Method":
     if resume:
         return method
     if start_from is not None:
-        checkpoint.load_weights(method, find_folds(start_from)[0].checkpoint)
+        source = find_folds(start_from)[0].checkpoint
+        state = checkpoint.load(source)
+        method.start_from(state["weights"], checkpoint.plan_of(state, path=source), where=str(source))
     elif plan.encoder_weights not in (None, "none"):
         method.load_encoder(checkpoint.load(weights.locate(str(plan.encoder_weights))))
     return method

@@ -130,11 +130,11 @@ def decide(
     early = {
         key: value for key, value in overrides.settings.items() if not key.startswith(("patch", "pyramid"))
     }
-    draft = apply_settings(draft, early, method_class.Config)
+    draft = method_class.settle(apply_settings(draft, early, method_class.Config))
     plan, footprint = _fill_memory(
         draft, needs, proposal, facts, overrides, partial(measure, method_class), gpu_memory_bytes
     )
-    finished = apply_settings(plan, overrides.settings, method_class.Config)
+    finished = method_class.settle(apply_settings(plan, overrides.settings, method_class.Config))
     if replace(finished, reasons={}) != replace(plan, reasons={}):
         footprint = measure(method_class, finished)
     return replace(finished, predicted_gpu_bytes=footprint.total), footprint
