@@ -1,6 +1,6 @@
 """The verb train."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ def train(
     workspace: Path | None,
 ) -> None:
     """Train a method, or go on where the run stopped, and evaluate it on the validation cases."""
+    from medplan.predict.folder import keep_for_prediction
     from medplan.runtime import Runtime
     from medplan.train.final import evaluate_run
     from medplan.train.loop import train as run_loop
@@ -42,11 +43,13 @@ def train(
     runtime = Runtime.choose(device)
     plan = _with_numbers(_find_plan(space, dataset, method), overrides)
     chosen = read_fold(fold)
-    store = _open_store(space, plan, chosen, runtime=runtime, workers=workers)
+    cases = _preprocessed_folders(space, plan)
+    store = _open_store(space, plan, chosen, cases, runtime=runtime, workers=workers)
     folder = space.run_folder(plan.name, plan.method, run) / f"fold_{chosen}"
     resume = not restart and (folder / "last.pt").is_file()
     trained = _build(plan, start_from, resume=resume)
     if runtime.is_main:
+        keep_for_prediction(store, cases, folder)
         print(f"{'Resuming' if resume else 'Training'} {plan.method} on {plan.name}: {folder}", flush=True)
     run_loop(
         trained,
@@ -108,17 +111,26 @@ def read_fold(text: str) -> "Fold":
     return int(text)
 
 
+def _preprocessed_folders(space: Workspace, plan: "Plan") -> dict[str, Path]:
+    return {
+        dataset.name: space.preprocessed_folder(dataset.name, dataset.preprocessed_name(plan.grid))
+        for dataset in plan.datasets
+    }
+
+
 def _open_store(
-    space: Workspace, plan: "Plan", fold: "Fold", *, runtime: "Runtime", workers: int | None
+    space: Workspace,
+    plan: "Plan",
+    fold: "Fold",
+    folders: Mapping[str, Path],
+    *,
+    runtime: "Runtime",
+    workers: int | None,
 ) -> "CaseStore":
     """Open the preprocessed cases, preparing them first if some are missing."""
     from medplan.commands.planning import prepare_cases
     from medplan.data.cases import CaseStore
 
-    folders = {
-        dataset.name: space.preprocessed_folder(dataset.name, dataset.preprocessed_name(plan.grid))
-        for dataset in plan.datasets
-    }
     plan.roles(fold)  # a fold that is not there is an error of its own
     if runtime.is_main:
         try:

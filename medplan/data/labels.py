@@ -126,4 +126,5 @@ class LabelSpace:
         values = self.region_order if self.region_order is not None else tuple(v[0] for v in self.values)
         low, high = min(values, default=0), max(values, default=0)
         kind = np.int32 if low < 0 or high > 65535 else np.uint16 if high > 255 else np.uint8
-        return np.asarray((0, *values), dtype=kind)[classes]
+        table: npt.NDArray[np.integer] = np.asarray((0, *values), dtype=kind)
+        return table[classes]

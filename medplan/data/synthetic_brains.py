@@ -11,9 +11,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from medplan.data.images import Geometry, write_image, write_label
 from scipy import ndimage
 
+from medplan.data.images import Geometry, write_image, write_label
 from medplan.errors import UsageError
 from medplan.randomness import generator
 from medplan.records import write_text
@@ -84,7 +84,7 @@ def _brain(
 ) -> tuple[Volume, npt.NDArray[np.uint8], Geometry]:
     """Return one brain as image (Z, Y, X), label (Z, Y, X) and geometry."""
     shape = tuple(int(np.ceil(n / SPACING_MM)) for n in template.shape)
-    where = _deformation(shape, rng) + np.stack(np.indices(shape)) * SPACING_MM
+    where = _deformation(shape, rng) + np.indices(shape) * SPACING_MM
 
     def warp(volume: Volume) -> Volume:
         smooth = ndimage.gaussian_filter(volume, SPACING_MM / 3)
@@ -118,7 +118,7 @@ def _deformation(shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArra
     field.
     """
     centre = (np.array(shape) * SPACING_MM / 2)[:, None, None, None]
-    grid = np.stack(np.indices(shape)) * SPACING_MM - centre
+    grid = np.indices(shape) * SPACING_MM - centre
     affine = rng.normal(0, 0.04, (3, 3))
     field = np.stack([6.0 * _smooth_noise(shape, 5.0, rng) for _ in range(3)])
     return np.tensordot(affine, grid, 1) + field + rng.normal(0, 3.0, 3)[:, None, None, None]
