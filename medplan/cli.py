@@ -313,7 +313,20 @@ def _planning(parser: argparse.ArgumentParser) -> None:
     add("--target-domain", metavar="DOMAIN", help="... for this one, whose labels are not read")
     add("--leave-out-domain", metavar="DOMAIN", help="keep this domain for testing")
     add("--novel", nargs="+", metavar="CLASS", help="classes kept out of training, to be shown by an example")
+    add(
+        "--label-groups",
+        type=_label_groups,
+        metavar="PRESET|JSON",
+        help="learn groups of the dataset's labels: oasis14, abide_ppmi14, miccai2012, or a file",
+    )
+    add("--align", action=argparse.BooleanOptionalAction, help="align cases to the atlas, or not")
     add("--pretrain-on", nargs="+", metavar="DATASET", help="also learn from the images of these")
+
+
+def _label_groups(text: str) -> dict[str, tuple[int, ...]]:
+    from medplan.plan.label_groups import read_label_groups
+
+    return read_label_groups(text)
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:

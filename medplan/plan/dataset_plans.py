@@ -8,6 +8,7 @@ from medplan.errors import MethodError, PlanError, did_you_mean
 from medplan.plan import summary as read
 from medplan.plan.folds import assign_roles
 from medplan.plan.grids import choose_normalisation
+from medplan.plan.label_groups import group_labels
 from medplan.plan.overrides import Overrides
 from medplan.plan.schema import DatasetPlan, Normalisation
 from medplan.records import decode, encode
@@ -66,13 +67,20 @@ def plan_datasets(
         for channel in range(len(each.channels)):
             scheme, why[f"normalisations.{channel}"] = _normalisation(needs, each, channel)
             normalisations.append(scheme)
+        labels = each.labels
+        if overrides.label_groups is not None and each in facts:
+            labels = group_labels(labels, overrides.label_groups, where=each.name)
+            why["labels"] = (
+                f"{len(labels.names)} groups of the dataset's {len(each.labels.names)} classes, everything "
+                "else is background (--label-groups)"
+            )
         reasons.update({f"{prefix}.{key}": text for key, text in why.items()})
         planned.append(
             DatasetPlan(
                 name=each.name,
                 channels=each.channels,
                 modalities=each.modalities,
-                labels=each.labels,
+                labels=labels,
                 normalisations=tuple(normalisations),
                 folds=folds,
                 domains={case.id: case.domain for case in each.cases if case.domain is not None},

@@ -36,6 +36,9 @@ class Overrides:
         pretrain_on: names of datasets whose images (not labels) serve the first phases only.
         novel: classes that are not learnt, but shown by a support case: their labels are kept out of
             training.
+        label_groups: raw values by class, in place of the dataset's own classes; what is in no group is
+            background.
+        align: align cases affinely to the atlas, or not; None leaves it to method and data.
         settings: further keys of the plan, ``{"training.lr": 0.005}``, as `parse_setting` reads them.
     """
 
@@ -57,6 +60,8 @@ class Overrides:
     leave_out_domain: str | None = None
     pretrain_on: tuple[str, ...] = ()
     novel: tuple[str, ...] = ()
+    label_groups: Mapping[str, tuple[int, ...]] | None = None
+    align: bool | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def value(self, key: str, named: str | None = None) -> tuple[Any, str] | None:

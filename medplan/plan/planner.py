@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from medplan.errors import MethodError, PlanError, did_you_mean
 from medplan.plan import summary as read
+from medplan.plan.alignment import choose_alignment
 from medplan.plan.dataset_plans import fold_roles, plan_datasets
 from medplan.plan.grids import choose_crop, choose_dims, choose_spacing
 from medplan.plan.overrides import Overrides, apply_settings
@@ -114,12 +115,14 @@ def decide(
     dims = _dims(method, needs, proposal, facts, overrides, reasons)
     grid = _grid(needs, proposal, facts, dims, overrides, reasons)
     encoder = _encoder(method, needs, proposal, overrides, reasons)
+    datasets = plan_datasets(method, needs, fingerprints, overrides, reasons, extra=proposal.extra)
+    align_to, reasons["grid.align_to"] = choose_alignment(needs, facts, datasets, overrides)
     draft = Plan(
         name=overrides.name or "_".join(each.name for each in facts),
         method=method,
         dims=dims,
-        datasets=plan_datasets(method, needs, fingerprints, overrides, reasons, extra=proposal.extra),
-        grid=grid,
+        datasets=datasets,
+        grid=replace(grid, align_to=align_to),
         patch_size=(1, 1, 1),
         encoder=encoder,
         encoder_weights=_weights(overrides, proposal.encoder_weights.get(encoder)),

@@ -66,9 +66,12 @@ def class_diameters_mm(facts: Sequence[Fingerprint]) -> dict[str, float]:
 
 
 def grid_shapes(facts: Sequence[Fingerprint], grid: Grid) -> list[Voxels]:
-    """Return the shape that each case will have on the grid."""
+    """Return the shape that each case will have on the grid; that of the case all are aligned to, if any."""
     shapes = []
-    for case in _cases(facts):
+    cases = _cases(facts)
+    if grid.align_to is not None:
+        cases = [case for case in cases if case.id == grid.align_to][:1] * len(cases)
+    for case in cases:
         spacing = _spacing(case)
         own = _cropped(case, grid.crop)
         z, y, x = (fixed or side for fixed, side in zip(grid.shape or (0, 0, 0), own, strict=True))
