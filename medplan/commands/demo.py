@@ -11,7 +11,7 @@ __all__ = ["demo"]
 
 NAME = "Brains"
 NUM_LABELLED, NUM_UNLABELLED, NUM_TEST = 2, 6, 4
-METHOD, ITERATIONS = "supervised", 300
+ITERATIONS = 800
 
 
 def demo(*, folder: Path, method: str | None, iters: int | None, device: str) -> None:
@@ -22,10 +22,11 @@ def demo(*, folder: Path, method: str | None, iters: int | None, device: str) ->
     raw, results = folder / "raw_data" / NAME, folder / "predictions"
     print(f"Making {NUM_LABELLED} labelled, {NUM_UNLABELLED} unlabelled and {NUM_TEST} test brains in {raw}")
     make_brains(raw, num_labelled=NUM_LABELLED, num_unlabelled=NUM_UNLABELLED, num_test=NUM_TEST)
-    chosen, run = method or METHOD, ["--workspace", str(folder)]
-    _medplan("plan_and_preprocess", "-d", NAME, "-m", chosen, "--spacing", "3", *run)
+    chosen, run = ["-m", method] if method else [], ["--workspace", str(folder)]
+    size = ["--spacing", "3", "--patch-size", "32", "40", "32", "--gpu-memory", "1"]
+    _medplan("plan_and_preprocess", "-d", NAME, *chosen, *size, *run)
     iterations = ["--iters", str(iters or ITERATIONS)]
-    _medplan("train", "-d", NAME, "-m", chosen, "--fold", "all", *iterations, "--device", device, *run)
+    _medplan("train", "-d", NAME, *chosen, "--fold", "all", *iterations, "--device", device, *run)
     images, labels = str(raw / "imagesTs"), str(raw / "labelsTs")
     _medplan("predict", "-i", images, "-o", str(results), "--device", device, *run)
     _medplan("evaluate", "-i", str(results), "-r", labels, *run)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medplan.errors import PlanError, UsageError
+from medplan.errors import PlanError
 from medplan.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -78,21 +78,15 @@ def make_plans(
 
 
 def load_plan(space: Workspace, name: str, method: str | None) -> "Plan":
-    """Read the plan of a dataset (or of a union of datasets) for a method.
-
-    Without a method: the only one planned, else an error that lists them.
-    """
+    """Read the plan of a dataset (or of a union of datasets) for a method; without one, for the recommended."""
     from medplan.plan.schema import Plan
     from medplan.records import read_json
 
-    plans = load_plans(space, name)
-    if method is None and len(plans) == 1:
-        return plans[0]
-    if method is None:
-        raise UsageError(
-            f"'{name}' is planned for {', '.join(plan.method for plan in plans)}; choose one with -m METHOD."
-        )
-    return read_json(Plan, space.plan_path(space.plan_name(name), method))
+    if method is not None:
+        return read_json(Plan, space.plan_path(space.plan_name(name), method))
+    recommended = max(load_plans(space, name), key=lambda plan: plan.score)
+    print(f"Method: {recommended.method}, recommended for these data (-m chooses another)")
+    return recommended
 
 
 def load_plans(space: Workspace, name: str) -> list["Plan"]:

@@ -120,6 +120,7 @@ def decide(
     draft = Plan(
         name=overrides.name or "_".join(each.name for each in facts),
         method=method,
+        score=proposal.score,
         dims=dims,
         datasets=datasets,
         grid=replace(grid, align_to=align_to),

@@ -239,6 +239,7 @@ class Plan:
         training: numbers that every method has.
         config: the method's own numbers, read into its `Config`.
         predicted_gpu_bytes: what a training step is expected to take.
+        score: 0 to 100, how well the method fits; without a choice the highest is trained.
         reasons: one line per decision, by the decision's dotted key.
     """
 
@@ -254,6 +255,7 @@ class Plan:
     pyramid: Pyramid | None = None
     config: dict[str, Any] = field(default_factory=dict)
     predicted_gpu_bytes: int | None = None
+    score: int = 0
     reasons: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
