@@ -24,7 +24,7 @@ __all__ = ["Boxes", "DrawsPaste", "boxes_around_foreground", "boxes_inside_exten
 
 @dataclass(frozen=True)
 class DrawsPaste:
-    """A sampler that adds ``paste``: five numbers in [0, 1) that decide about the element's box.
+    """A sampler that adds ``paste``: six numbers in [0, 1) that decide about the element's box.
 
     They are drawn with the element, so that its box does not depend on the batch or the rank that it is in.
     """
@@ -33,7 +33,7 @@ class DrawsPaste:
 
     def __call__(self, store: CaseStore, rng: np.random.Generator) -> dict[str, Any]:
         element = self.sampler(store, rng)
-        return {**element, "paste": rng.random(5, dtype=np.float32)}
+        return {**element, "paste": rng.random(6, dtype=np.float32)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Boxes:
 def boxes_around_foreground(
     codes_BZYX: Tensor,
     num_classes: int,
-    uniform_B5: Tensor,
+    uniform_B6: Tensor,
     *,
     fraction: tuple[float, float],
     probability: float = 1.0,
@@ -81,7 +81,7 @@ def boxes_around_foreground(
 
     Args:
         codes_BZYX: integer, below num_classes; foreground is > 0.
-        uniform_B5: numbers in [0, 1) that decide, see `DrawsPaste`.
+        uniform_B6: numbers in [0, 1) that decide, see `DrawsPaste`.
         fraction: each side is this share of the patch's, uniform in [low, high], at least one voxel.
         probability: that a sample gets a box at all.
 
@@ -90,25 +90,27 @@ def boxes_around_foreground(
     """
     shape = codes_BZYX.shape[1:]
     flat = codes_BZYX.flatten(1).long().clamp(min=0)
-    counts = torch.zeros(len(flat), num_classes, device=flat.device)
-    counts = counts.scatter_add(1, flat, torch.ones_like(flat, dtype=counts.dtype))
-    rarity = 1 / counts.clamp(min=1).gather(1, flat).double()
-    reached = torch.where(flat > 0, rarity, 0).cumsum(1)
-    chosen = (reached > uniform_B5[:, :1] * reached[:, -1:]).int().argmax(1)
+    counts = torch.zeros(len(flat), num_classes, dtype=torch.long, device=flat.device)
+    counts = counts.scatter_add(1, flat, torch.ones_like(flat))
+    present = (counts[:, 1:] > 0).cumsum(1)
+    number = (uniform_B6[:, 5:] * present[:, -1:]).long()
+    code = 1 + (present > number).int().argmax(1, keepdim=True)
+    rank = (uniform_B6[:, :1] * counts.gather(1, code)).long()
+    chosen = ((flat == code).cumsum(1) > rank).int().argmax(1)
     plane = shape[1] * shape[2]
     centre = torch.stack([chosen // plane, chosen % plane // shape[2], chosen % shape[2]], 1)
     sizes = torch.tensor(shape, device=flat.device)
     low, high = fraction
-    side = (sizes * (low + (high - low) * uniform_B5[:, 1:4])).round().long().clamp(min=1)
-    wanted = (flat > 0).any(1) & (uniform_B5[:, 4] < probability)
+    side = (sizes * (low + (high - low) * uniform_B6[:, 1:4])).round().long().clamp(min=1)
+    wanted = (flat > 0).any(1) & (uniform_B6[:, 4] < probability)
     return _clipped(centre, side, sizes, wanted)
 
 
-def boxes_inside_extent(codes_BZYX: Tensor, uniform_B5: Tensor, *, side: int) -> Boxes:
+def boxes_inside_extent(codes_BZYX: Tensor, uniform_B6: Tensor, *, side: int) -> Boxes:
     """Place the released square: centred anywhere in the extent of the foreground, if that is larger than it.
 
     Args:
-        uniform_B5: as in `boxes_around_foreground`.
+        uniform_B6: as in `boxes_around_foreground`.
         side: voxels along y and x.
     """
     shape = codes_BZYX.shape[1:]
@@ -122,7 +124,7 @@ def boxes_inside_extent(codes_BZYX: Tensor, uniform_B5: Tensor, *, side: int) ->
     lowest, highest = torch.stack(first, 1), torch.stack(last, 1)
     extent = highest - lowest
     large = (extent[:, 1:] > side).all(1) & foreground.flatten(1).any(1)
-    centre = lowest + (uniform_B5[:, 1:4] * (extent + 1)).long()
+    centre = lowest + (uniform_B6[:, 1:4] * (extent + 1)).long()
     sizes = torch.tensor(shape, device=device)
     sides = torch.tensor([shape[0], side, side], device=device).expand(len(centre), 3)
     return _clipped(centre, sides, sizes, large)
