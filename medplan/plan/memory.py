@@ -260,7 +260,12 @@ class _Blank(CaseStore):
             pixels=np.broadcast_to(np.float32(0), (len(dataset.channels), *shape)),
             codes=codes,
             spacing_mm=self.planned.grid.spacing_mm,
-            locations={code: centre for code in range(1, len(dataset.labels.codes) + 1)},
+            # Novel classes are kept out of training: a case that shows one might not be drawn from.
+            locations={
+                code: centre
+                for code in range(1, len(dataset.labels.codes) + 1)
+                if not dataset.labels.is_exclusive or dataset.labels.names[code - 1] not in dataset.novel
+            },
             domain=next(iter(dataset.domains.values()), None),
             extra=_Anything(codes),
         )

@@ -1,0 +1,394 @@
+"""DenseMP: dense pre-training without labels, then few-shot segmentation of classes never seen in training.
+
+Paper: Fan et al., "DenseMP: Unsupervised Dense Pre-training for Few-shot Medical Image Segmentation",
+arXiv:2307.09604. Official code: github.com/zhaoxinf/DenseMP_release, no licence stated (it contains DenseCL,
+GPL-3.0, and SSL-ALPNet, MIT); read, not copied.
+
+Three phases: ``contrastive`` learns the backbone from pictures (`medplan.networks.dense_contrast`),
+``superpixel`` the whole network from superpixels that stand in for organs, ``finetune`` adds the labels of
+the classes that are not novel. A new class is then shown by a labelled case.
+
+| paper or released code                          | here                                                    |
+|-------------------------------------------------|---------------------------------------------------------|
+| stage 1: ROCO, 50 epochs, 32 pictures of 224    | role `pretrain`, `shares`, `contrastive_*`              |
+| lr 0.3 x batch / 256, cosine, weight decay 1e-4 | `contrastive_lr`, `contrastive_weight_decay`            |
+| queues, momentum, tau 0.2, lambda               | `queue_length`, `key_momentum`, 0.2, `dense_share`      |
+| stage 2: 100,100 steps, lr 1e-3, x 0.95 / 1000  | `shares`, `training.lr`, the phase's schedule           |
+| fine-tuning: 5,100 steps, lr 1e-4, 25 % manual  | `shares`, `finetune_lr`, `manual_share`                 |
+| windows 4 / 2, threshold 0.95, scale 20         | `train_window`, `eval_window`, `networks.prototypes`    |
+| class weights 0.05 / 1, alignment loss x 1      | `networks.prototypes`, `align_weight`                   |
+| settings 1 and 2, label groups                  | `setting`, `DatasetPlan.novel` (``--novel``)            |
+| 3 parts, 1 shot                                 | `parts`, role `support` (any number of shots)           |
+
+Differs: masks are shrunk by area, so that small ones do not vanish (``mask_resize`` "bilinear" is the
+original's); an example without a full background cell is used, not skipped; batch normalisation is frozen
+after the first phase (`freeze_norm`); keys are normalised in random groups instead of being shuffled among
+processes, and the queues hold the first process's keys; shear is left out of the episodes' transforms; views
+are standardised one by one. Classes that are novel choose no checkpoint.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from medplan.data.augment import Augmentation
+from medplan.data.cases import Case
+from medplan.data.contrast import TwoViews
+from medplan.data.episodes import LabelledEpisodes, MixedEpisodes, Slices, SuperpixelEpisodes
+from medplan.data.spatial import Spatial
+from medplan.errors import MethodError
+from medplan.method import (
+    Batch,
+    Method,
+    Needs,
+    Phase,
+    Predictor,
+    Progress,
+    Proposal,
+    Sampler,
+    Situation,
+    Update,
+)  # fmt: skip
+from medplan.networks.dense_contrast import DenseContrast
+from medplan.networks.dilated_resnet import SIZES, FewShotEncoder, OutputStride, load_published
+from medplan.networks.few_shot import Correspondence, FewShotPredictor
+from medplan.networks.prototypes import Classifier, Shrink, alignment_loss, query_loss, shrink
+from medplan.plan.schema import Plan
+from medplan.preprocess.superpixels import Superpixels
+from medplan.records import decode
+
+__all__ = ["METHOD", "Config", "DenseMP"]
+
+MULTIPLE = 32
+LARGEST_SIDE = 256
+TARGET_MM = 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Numbers of DenseMP. "Released" means the official code of 2023.
+
+    Attributes:
+        shares: of the iterations for the phases contrastive, superpixel and finetune; 0 leaves one out.
+            Released: 102,250, 100,100 and 5,100 steps.
+        setting: 2 learns from no slice that shows a novel class; 1 from all, without its labels. Released:
+            both.
+        prototypes: ``alp`` local and global (released), ``global`` alone (PANet).
+        mask_resize: how masks come to the feature grid. Differs: released ``bilinear``.
+        train_window, eval_window: side of local prototypes in cells of 8 pixels. Released: 4 and 2.
+        align_weight: of the alignment loss. Released: 1.
+        manual_share: share of episodes of labelled classes when fine-tuning. Released: 0.25.
+        parts: of a class along z that an example is chosen from. Released: 3.
+        freeze_norm: keep the batch statistics of the first phase, or of the weights that are given, from
+            then on. Differs: released without, with statistics of two images.
+        contrastive_batch, contrastive_side, contrastive_stride: pictures per step, pixels of a view, output
+            stride of the backbone. Released: 32, 224 and 32.
+        contrastive_lr, contrastive_weight_decay: the rate for 256 pictures per step, of which a batch gets
+            its part. Released: 0.3 and 1e-4.
+        queue_length: negatives, no more than there are pictures. Released: 65,536.
+        key_momentum, dense_share: released: 0.999 and 0.5.
+        norm_groups: random parts of a batch of keys that are normalised apart.
+        hidden: channels inside the projections; None takes the backbone's. Released: 2048, the backbone's.
+        finetune_lr: released: 1e-4.
+        momentum: of SGD. Released: 0.9.
+        degrees, zoom, shift, elastic: transforms of an episode's views: degrees, factors, pixels, pixels.
+            Released: 5, 0.9 to 1.2, 5, about 2.
+        gamma: of the views' intensities. Released: 0.5 to 1.5.
+        correspondence: which slice of an example serves a slice: that at the same relative ``position`` in
+            the body, or the one of best ``similarity``. Differs: released with the true extent.
+        margin: with ``position``: how far beyond the example's extent a class may reach, as a share of the
+            body.
+    """
+
+    shares: tuple[float, float, float] = (0.49, 0.485, 0.025)
+    setting: Literal[1, 2] = 2
+    prototypes: Literal["alp", "global"] = "alp"
+    mask_resize: Shrink = "area"
+    train_window: int = 4
+    eval_window: int = 2
+    align_weight: float = 1.0
+    manual_share: float = 0.25
+    parts: int = 3
+    freeze_norm: bool = True
+    contrastive_batch: int = 32
+    contrastive_side: int = 224
+    contrastive_stride: OutputStride = 32
+    contrastive_lr: float = 0.3
+    contrastive_weight_decay: float = 1e-4
+    queue_length: int = 65_536
+    key_momentum: float = 0.999
+    dense_share: float = 0.5
+    norm_groups: int = 2
+    hidden: int | None = None
+    finetune_lr: float = 1e-4
+    momentum: float = 0.9
+    degrees: float = 5.0
+    zoom: tuple[float, float] = (0.9, 1.2)
+    shift: int = 5
+    elastic: float = 2.0
+    gamma: tuple[float, float] = (0.5, 1.5)
+    correspondence: Correspondence = "position"
+    margin: float = 0.1
+
+    def __post_init__(self) -> None:
+        if min(self.shares) < 0 or self.shares[0] == sum(self.shares):
+            raise ValueError(f"'shares' {self.shares} should not be negative, and the last two not both 0")
+        for name in ("manual_share", "key_momentum", "dense_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"'{name}' should be in [0, 1], found {getattr(self, name)}")
+        for name in ("train_window", "eval_window", "parts", "contrastive_batch", "norm_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"'{name}' should be at least 1, found {getattr(self, name)}")
+
+
+class DenseMP(Method):
+    """See the module."""
+
+    needs = Needs(
+        dims=(2,),
+        roles=("support",),
+        optional_roles=("labelled",),
+        encoders=tuple(SIZES),
+        patch_multiple=MULTIPLE,
+        new_classes=True,
+    )
+    Config = Config
+
+    @classmethod
+    def propose(cls, situation: Situation) -> Proposal:
+        """Fit where one case at least is labelled, to show the classes; best where some are novel."""
+        if situation.num_datasets > 1:
+            return Proposal(fits=False, score=0, reason="it learns one dataset at a time")
+        if situation.num_labelled == 0:
+            return Proposal(fits=False, score=0, reason="there is no labelled case to show the classes")
+        steps = situation.spacing_mm or (TARGET_MM,) * 3
+        sides = [n * step / TARGET_MM for n, step in zip(situation.median_shape[1:], steps[1:], strict=True)]
+        side = min(LARGEST_SIDE, max(64, math.ceil(max(sides) / MULTIPLE) * MULTIPLE))
+        novel = situation.has_novel_classes
+        return Proposal(
+            fits=True,
+            score=90 if novel else 10,
+            reason="there are classes that no training label shows"
+            if novel
+            else "it is made for classes that are shown after training, by an example",
+            iterations=21_000,
+            batch_size=1,
+            lr=1e-3,
+            weight_decay=5e-4,
+            patch_size=(1, side, side),
+            extra={"superpixels": asdict(Superpixels())},
+            reasons={
+                "iterations": "a tenth of the released schedule",
+                "batch_size": "one episode per step, as released",
+                "patch_size": "a whole slice, at most 256 pixels",
+            },
+        )
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        if len(plan.learned) != 1 or not plan.learned[0].labels.is_exclusive:
+            raise MethodError(
+                f"densemp: plan '{plan.name}' should have one dataset besides those to pretrain on, with "
+                "classes that exclude each other."
+            )
+        self.plan, self.dataset = plan, plan.learned[0]
+        self.config = config = decode(Config, plan.config, where=f"plan '{plan.name}' config")
+        size = SIZES[plan.encoder]
+        self.channels = 3 if plan.num_channels == 1 else plan.num_channels
+        self.encoder = FewShotEncoder(size, in_channels=self.channels)
+        names = self.dataset.labels.names
+        self.seen = tuple(code for code, name in enumerate(names, 1) if name not in self.dataset.novel)
+        self.steps = self._steps()
+        self.contrast: DenseContrast | None = None
+        if "contrastive" in self.steps:
+            self.contrast = DenseContrast(
+                self.encoder.backbone,
+                channels=size.out_channels,
+                queue_length=queue_length(plan, config),
+                momentum=config.key_momentum,
+                dense_share=config.dense_share,
+                groups=config.norm_groups,
+                hidden=config.hidden,
+            )
+        self.freezes = config.freeze_norm and (self.contrast is not None or plan.encoder_weights is not None)
+
+    def load_encoder(self, weights: Mapping[str, Tensor]) -> None:
+        """Load a ResNet of torchvision, MoCo, DenseCL or DenseMP, or a run's ``contrastive.pt`` and the
+        like.
+        """
+        load_published(self.encoder, weights, where=str(self.plan.encoder_weights))
+        if self.contrast is not None:
+            self.contrast.restart(self.encoder.backbone)
+
+    def phases(self) -> Sequence[Phase]:
+        config, patch_size = self.config, self.plan.patch_size
+        novel = [code for code in range(1, self.dataset.labels.num_outputs) if code not in self.seen]
+        without = {self.dataset.name: tuple(novel)} if config.setting == 2 and novel else {}
+        roles: tuple[str, ...] = ("labelled", "unlabelled")
+        if not any(self.dataset.folds[0].get(role) for role in roles):
+            roles = ("support",)
+        slices = Slices(roles, without)
+        spatial = Spatial(
+            rotation_probability=1.0,
+            degrees=config.degrees,
+            scaling_probability=1.0,
+            # A region of this size fills the patch: zooming in by 1.2 shows 1 / 1.2 of it.
+            scale=(1 / config.zoom[1], 1 / config.zoom[0]),
+            in_plane=True,
+            elastic_probability=1.0 if config.elastic > 0 else 0.0,
+            elastic_voxels=max(config.elastic, 1e-3),
+        )
+        superpixels = SuperpixelEpisodes(patch_size, slices, spatial, config.shift)
+        labelled = LabelledEpisodes(
+            patch_size,
+            Slices(("labelled",), without),
+            spatial,
+            {self.dataset.name: self.seen},
+            config.parts,
+            config.shift,
+        )
+        samplers: dict[str, Sampler] = {
+            "contrastive": TwoViews(config.contrastive_side, self.channels, slices),
+            "superpixel": superpixels,
+            "finetune": MixedEpisodes(labelled, superpixels, config.manual_share),
+        }
+        never = (0.0, 1.0, 1.0)
+        augment = Augmentation(
+            patch_size=patch_size, mirror_axes=(), noise=never, blurring=never, brightness=never,
+            contrast=never, coarseness=never, inverted_gamma=never, gamma=(1.0, *config.gamma),
+        )  # fmt: skip
+        # Released: 0.95 per 1000 steps, of 100,000 and of 5,000.
+        decays = {"superpixel": 100, "finetune": 5}
+        return [
+            Phase(
+                name=name,
+                num_steps=steps,
+                batch_size=config.contrastive_batch
+                if name == "contrastive"
+                else self.plan.training.batch_size,
+                sample=samplers[name],
+                augment=None if name == "contrastive" else augment,
+                schedule=_Decay(decays[name]) if name in decays else _cosine,
+                validate=name == list(self.steps)[-1],
+            )
+            for name, steps in self.steps.items()
+        ]
+
+    def optimizers(self, phase: str) -> dict[str, Optimizer]:
+        config, training = self.config, self.plan.training
+        if phase == "contrastive":
+            assert self.contrast is not None
+            lr, decay = (
+                config.contrastive_lr * config.contrastive_batch / 256,
+                config.contrastive_weight_decay,
+            )
+            parameters = [*self.encoder.backbone.parameters(), *self.contrast.head.parameters()]
+        else:
+            lr = training.lr if phase == "superpixel" else config.finetune_lr
+            parameters, decay = list(self.encoder.parameters()), training.weight_decay
+        return {"main": SGD(parameters, lr, config.momentum, weight_decay=decay)}
+
+    def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
+        if at.phase == "contrastive":
+            return self._contrast(batch, update)
+        for module in self.encoder.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.train(not self.freezes)
+        support_label, query_label = batch["support_label"][:, 0], batch["query_label"][:, 0]
+        pictures = torch.cat([batch["support_image"][:, :, 0], batch["query_image"][:, :, 0]])
+        support, query = self.encode(pictures).chunk(2)
+        cells = (support.shape[-2], support.shape[-1])
+        mask, behind = (
+            shrink((support_label == value).to(support.dtype), cells, how=self.config.mask_resize)
+            for value in (1, 0)
+        )
+        classifier = self.classifier(self.config.train_window)
+        scores = classifier.segment(query, support, mask, behind)
+        segmentation = query_loss(scores, query_label)
+        alignment = alignment_loss(classifier, scores, query, support, support_label)
+        # A transform can move a small example out of its patch: such an episode does not count.
+        is_shown = (support_label == 1).flatten(1).any(1).to(scores.dtype)
+        share = is_shown / is_shown.sum().clamp_min(1)
+        first, second = ((loss * share).sum() for loss in (segmentation, alignment))
+        loss = first + self.config.align_weight * second
+        update.minimise(loss)
+        terms = {"loss": loss, "query": first, "alignment": second, "empty": 1 - is_shown.mean()}
+        return {name: value.detach() for name, value in terms.items()}
+
+    def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:
+        shown = case.prompts.get("classes")
+        if not any(other.codes is not None for other in support):
+            raise MethodError(
+                f"densemp: nothing shows the classes of case '{case.key}'; give an example with --support."
+            )
+        return FewShotPredictor(
+            self.encode,
+            self.classifier(self.config.eval_window),
+            case,
+            [other for other in support if other.codes is not None],
+            num_outputs=self.dataset.labels.num_outputs if shown is None else len(shown) + 1,
+            correspondence=self.config.correspondence,
+            margin=self.config.margin,
+            parts=self.config.parts,
+            shrink_by=self.config.mask_resize,
+        )
+
+    def encode(self, pictures_BCYX: Tensor) -> Tensor:
+        """Return features (B, C, Y / 8, X / 8); a grey picture is shown three times."""
+        if pictures_BCYX.shape[1] != self.channels:
+            pictures_BCYX = pictures_BCYX.expand(-1, self.channels, -1, -1)
+        features: Tensor = self.encoder(pictures_BCYX)
+        return features
+
+    def classifier(self, window: int) -> Classifier:
+        """Return what compares features, with local prototypes of that window."""
+        return Classifier(window=window, local=self.config.prototypes == "alp")
+
+    def _contrast(self, batch: Batch, update: Update) -> dict[str, Tensor]:
+        assert self.contrast is not None
+        views = (batch[name][:, :, 0] for name in ("first_view", "second_view"))
+        whole, cells = self.contrast.losses(
+            self.encoder.backbone, *views, output_stride=self.config.contrastive_stride
+        )
+        loss = (1 - self.config.dense_share) * whole + self.config.dense_share * cells
+        update.minimise(loss)
+        return {"loss": loss.detach(), "global": whole.detach(), "dense": cells.detach()}
+
+    def _steps(self) -> dict[str, int]:
+        """Return the steps of each phase that has any, in order."""
+        total, shares = self.plan.training.iterations, list(self.config.shares)
+        if not self.seen or not any(fold.get("labelled") for fold in self.dataset.folds):
+            shares[1:] = [shares[1] + shares[2], 0.0]
+        ends = [round(total * sum(shares[: n + 1]) / sum(shares)) for n in range(3)]
+        names = ("contrastive", "superpixel", "finetune")
+        steps = dict(zip(names, (ends[0], ends[1] - ends[0], ends[2] - ends[1]), strict=True))
+        return {name: number for name, number in steps.items() if number} or {"superpixel": total}
+
+
+def queue_length(plan: Plan, config: Config) -> int:
+    """Return how many negatives are kept: no more than there are pictures, so that a picture is not its own
+    negative, in whole batches, and one batch at least.
+    """
+    pictures = len(plan.roles(0).get("pretrain", ())) or config.queue_length
+    batches = min(config.queue_length, pictures) // config.contrastive_batch
+    return max(1, batches) * config.contrastive_batch
+
+
+@dataclass(frozen=True)
+class _Decay:
+    times: int
+
+    def __call__(self, fraction: float) -> float:
+        return float(0.95 ** math.floor(self.times * fraction))
+
+
+def _cosine(fraction: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * fraction))
+
+
+METHOD = DenseMP

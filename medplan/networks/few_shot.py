@@ -1,0 +1,170 @@
+"""Segmenting a case with the classes that support cases show, slice by slice.
+
+Which slice of a support case serves a slice of the query is decided without the query's label: by relative
+position in the body, or by likeness. With the extent of a class given (`Case.prompts` under ``extent``:
+code -> first and last slice), slices are matched part by part, as published comparisons do.
+"""
+
+# Shapes: B patches, C channels or features, K outputs, Y X pixels or cells.
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medplan.data.cases import Case
+from medplan.data.labels import IGNORE
+from medplan.data.slices import matching_slice, part_of, slices_of_parts, slices_with
+from medplan.networks.prototypes import Classifier, Prototypes, Shrink, shrink
+from medplan.preprocess.crop import half_otsu
+
+__all__ = ["Correspondence", "FewShotPredictor", "body_extent"]
+
+Correspondence = Literal["position", "similarity"]
+Corner = tuple[int, int, int]
+Shot = tuple[int, int]
+"""Number of the support case, and z of one of its slices."""
+
+ABSENT = -40.0
+"""Twice the largest difference of two scores: a class that is ruled out."""
+
+BODY_SHARE = 0.02
+
+
+class FewShotPredictor:
+    """A `medplan.method.Predictor` for slices.
+
+    Args:
+        encode: pictures (B, channels of the cases, Y, X), sides multiples of 8, -> features (B, C, Y / 8,
+            X / 8).
+        classifier: compares features.
+        support: cases with codes; code k stands for output k.
+        num_outputs: K, background included.
+        correspondence: how slices are matched where no extent is given.
+        margin: with ``position``: a slice lying further outside the class, as a share of the body, has none.
+        parts: of a class along z, for extents and likeness.
+        shrink_by: how masks come to the feature grid.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Tensor], Tensor],
+        classifier: Classifier,
+        case: Case,
+        support: Sequence[Case],
+        *,
+        num_outputs: int,
+        correspondence: Correspondence = "position",
+        margin: float = 0.1,
+        parts: int = 3,
+        shrink_by: Shrink = "area",
+    ) -> None:
+        self.encode, self.classifier, self.shrink_by = encode, classifier, shrink_by
+        self.support, self.num_outputs = tuple(support), num_outputs
+        self.correspondence, self.margin, self.parts = correspondence, margin, parts
+        self.extents: Mapping[int, tuple[int, int]] = case.prompts.get("extent", {})
+        self.num_slices = case.shape[0]
+        self.shown = {
+            code: [(n, found) for n, other in enumerate(support) if len(found := slices_with(other, code))]
+            for code in range(1, num_outputs)
+        }
+        self.body = body_extent(case)
+        self.bodies = [body_extent(other) for other in support]
+        self._features: dict[Shot, Tensor] = {}
+        self._prototypes: dict[tuple[int, tuple[Shot, ...]], tuple[Prototypes, Prototypes]] = {}
+
+    def __call__(self, patches: Tensor, corners: Sequence[Corner]) -> Tensor:
+        pictures = patches[:, :, 0]
+        features = self.encode(pictures)
+        answers = []
+        for query, (z, _, _) in zip(torch.split(features, 1), corners, strict=True):
+            z = min(max(z, 0), self.num_slices - 1)
+            scores = [torch.zeros_like(query[:, :1], dtype=torch.float32)[:, 0]]
+            scores += [self._score(query, z, code) for code in range(1, self.num_outputs)]
+            answers.append(torch.stack(scores, dim=1))
+        logits = F.interpolate(torch.cat(answers), pictures.shape[-2:], mode="bilinear", align_corners=False)
+        return logits[:, :, None].float()
+
+    def _score(self, query_1CYX: Tensor, z: int, code: int) -> Tensor:
+        shots = self.shots(z, code, query_1CYX)
+        if not shots:
+            return query_1CYX.new_full((1, *query_1CYX.shape[-2:]), ABSENT, dtype=torch.float32)
+        front, behind = self._compare_with(code, shots, query_1CYX.device)
+        difference = self.classifier.score(query_1CYX, front) - self.classifier.score(query_1CYX, behind)
+        return difference.float()
+
+    def shots(self, z: int, code: int, query_1CYX: Tensor | None = None) -> tuple[Shot, ...]:
+        """Return the support slices that a slice is compared with for a class; none if it has none there."""
+        if code in self.extents:
+            part = part_of(z, *self.extents[code], self.parts)
+            return tuple((n, slices_of_parts(found, self.parts)[part]) for n, found in self.shown[code])
+        if self.correspondence == "similarity" and query_1CYX is not None:
+            return tuple((n, self._likest(n, found, query_1CYX)) for n, found in self.shown[code])
+        matched = [(n, *matching_slice(z, self.body, found, self.bodies[n])) for n, found in self.shown[code]]
+        near = min((outside for _, _, outside in matched), default=np.inf)
+        return tuple((n, best) for n, best, _ in matched) if near <= self.margin else ()
+
+    def _likest(self, number: int, found: Sequence[int] | npt.NDArray[Any], query_1CYX: Tensor) -> int:
+        candidates = sorted(set(slices_of_parts(found, self.parts)))
+        means = torch.cat(
+            [self._support_features((number, z), query_1CYX.device).mean((2, 3)) for z in candidates]
+        )
+        likeness = F.cosine_similarity(means.float(), query_1CYX.mean((2, 3)).float())
+        return candidates[int(likeness.argmax())]
+
+    def _compare_with(
+        self, code: int, shots: tuple[Shot, ...], device: torch.device
+    ) -> tuple[Prototypes, Prototypes]:
+        known = self._prototypes.get((code, shots))
+        if known is not None:
+            return known
+        front, behind = [], []
+        for shot in shots:
+            features = self._support_features(shot, device)
+            codes = torch.from_numpy(self._plane(shot)).to(device)
+            cells = (features.shape[-2], features.shape[-1])
+            inside, outside = (
+                shrink(_padded(mask[None].float()), cells, how=self.shrink_by)
+                for mask in (codes == code, (codes != code) & (codes != IGNORE))
+            )
+            front.append(self.classifier.foreground(features, inside))
+            behind.append(self.classifier.background(features, outside))
+        joined = _join(front), _join(behind)
+        self._prototypes[(code, shots)] = joined
+        return joined
+
+    def _support_features(self, shot: Shot, device: torch.device) -> Tensor:
+        if shot not in self._features:
+            case, z = self.support[shot[0]], shot[1]
+            picture = torch.from_numpy(case.image((z, 0, 0), (z + 1, *case.shape[1:]))[:, 0])
+            self._features[shot] = self.encode(_padded(picture[None]).to(device))
+        return self._features[shot]
+
+    def _plane(self, shot: Shot) -> npt.NDArray[Any]:
+        case, z = self.support[shot[0]], shot[1]
+        plane: npt.NDArray[Any] = case.label((z, 0, 0), (z + 1, *case.shape[1:]))[0]
+        return plane
+
+
+def body_extent(case: Case) -> tuple[int, int]:
+    """Return the first and last slice that shows the body: tissue in 2 % of the pixels at least."""
+    volume = np.asarray(case.pixels[0:1], dtype=np.float32)[0, :, ::2, ::2]
+    # Half of Otsu's threshold looks at every second slice, too.
+    tissue = (volume > half_otsu(volume)).mean((1, 2)) >= BODY_SHARE
+    slices = np.flatnonzero(tissue)
+    return (int(slices[0]), int(slices[-1])) if len(slices) else (0, max(0, case.shape[0] - 1))
+
+
+def _padded(picture: Tensor, multiple: int = 32) -> Tensor:
+    """Add zeros below and to the right, up to a multiple."""
+    height, width = picture.shape[-2:]
+    return F.pad(picture, (0, -width % multiple, 0, -height % multiple))
+
+
+def _join(shots: Sequence[Prototypes]) -> Prototypes:
+    vectors = torch.cat([shot.together().vectors for shot in shots], dim=1)
+    return Prototypes(vectors, torch.cat([shot.together().valid for shot in shots], dim=1))
