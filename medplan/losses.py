@@ -18,6 +18,7 @@ __all__ = [
     "cross_entropy",
     "deep_supervision",
     "dice_loss",
+    "mask_loss",
     "supervision_weights",
     "targets",
 ]
@@ -139,3 +140,27 @@ def _nearest(codes_BZYX: Tensor, shape: Sequence[int]) -> Tensor:
             index = torch.arange(size, device=codes_BZYX.device) * codes_BZYX.shape[axis] // size
             codes_BZYX = codes_BZYX.index_select(axis, index)
     return codes_BZYX
+
+
+def mask_loss(
+    logits_BP: Tensor, target_BP: Tensor, valid_BP: Tensor, *, dice: float = 0.8, bce: float = 0.2
+) -> Tensor:
+    """Return a weighted sum of squared Dice and binary cross-entropy of one mask per image.
+
+    Args:
+        target_BP: bool, what the mask should be at each point.
+        valid_BP: bool, points that count.
+
+    Source: MONAI's `DiceCELoss(sigmoid=True, squared_pred=True)`, as I-MedSAM uses it.  Differs: with one
+    output MONAI 1.1 computes a softmax cross-entropy, which is 0; this is the binary one.
+    """
+    valid_BP = valid_BP.float()
+    logits_BP, target_BP = logits_BP.float(), target_BP.float() * valid_BP
+    probability_BP = logits_BP.sigmoid() * valid_BP
+    overlap_B = (probability_BP * target_BP).sum(1)
+    sizes_B = probability_BP.square().sum(1) + target_BP.sum(1)
+    loss = dice * (1 - (2 * overlap_B + SMOOTH) / (sizes_B + SMOOTH)).mean()
+    if bce == 0:
+        return loss
+    per_point = F.binary_cross_entropy_with_logits(logits_BP, target_BP, reduction="none") * valid_BP
+    return loss + bce * per_point.sum() / valid_BP.sum().clamp_min(1)

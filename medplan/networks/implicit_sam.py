@@ -27,11 +27,29 @@ from medplan.networks.sam import (
     load_sam_image_encoder,
 )
 
-__all__ = ["AdaptedEncoder", "ImplicitSam", "is_released", "released_state"]
+__all__ = ["AdaptedEncoder", "ImplicitSam", "as_sam_sees", "is_released", "released_state"]
 
 MAP_CHANNELS = OUTPUT_CHANNELS // 8
 """Channels of the upscaled map that SAM's mask decoder multiplies with its mask tokens."""
 _PROMPTED = ("prompt_encoder.", "mask_decoder.")
+_MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+def as_sam_sees(image_BCYX: Tensor, *, normalised: bool = True) -> Tensor:
+    """Return image_B3YX of images of one to three channels with values in [0, 1].
+
+    One channel is repeated, of two the mean is the third.
+
+    Args:
+        normalised: shift and scale as SAM was trained (mean and deviation of ImageNet's pixels).
+    """
+    if image_BCYX.shape[1] == 2:
+        image_BCYX = torch.cat([image_BCYX, image_BCYX.mean(1, keepdim=True)], dim=1)
+    image_B3YX = image_BCYX.expand(-1, 3, -1, -1)
+    if not normalised:
+        return image_B3YX
+    mean, std = (image_B3YX.new_tensor(values)[:, None, None] / 255 for values in (_MEAN, _STD))
+    return (image_B3YX - mean) / std
 
 
 class AdaptedEncoder(nn.Module):
@@ -134,12 +152,14 @@ class ImplicitSam(nn.Module):
         """Let the images' embeddings and the boxes look at each other; return map_B(32)(4h)(4w).
 
         Args:
-            box_B4: x0, y0, x1, y1 of the first and last pixel inside, in pixels of the encoder's image.
+            box_B4: x0, y0, x1, y1 in pixels of the encoder's image; the box [0, 0, 1, 1] holds one pixel.
         """
         decoder = self.mask_decoder
         # Corner codes turn by hundreds of radians across the image: half precision would scatter them.
         with torch.autocast(self._device.type, enabled=False):
-            corners_B2C, dense_BChw = self.prompt_encoder(points=None, boxes=box_B4, masks=None)
+            # SAM names the first and the last pixel inside.
+            pixels_B4 = box_B4 - box_B4.new_tensor((0.0, 0.0, 1.0, 1.0))
+            corners_B2C, dense_BChw = self.prompt_encoder(points=None, boxes=pixels_B4, masks=None)
             positional_1Chw = self.prompt_encoder.get_dense_pe()
         kind = embedding_BChw.dtype
         own_NC = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])

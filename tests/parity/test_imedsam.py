@@ -11,6 +11,8 @@ from medplan.networks.implicit_sam import MAP_CHANNELS, AdaptedEncoder, Implicit
 from medplan.networks.sam import OUTPUT_CHANNELS, build_sam_image_encoder, load_sam_image_encoder
 
 BOX = torch.tensor([[70.0, 52.0, 301.0, 262.0]])
+"""First and last pixel inside; the network's boxes end after the last."""
+LAST = torch.tensor([0.0, 0.0, 1.0, 1.0])
 GRIDS = [(384, 384), (128, 128), (96, 160)]
 
 
@@ -81,7 +83,7 @@ def run_encoder(original, network, found):
 def upscaled(original, network, found):
     if "map" not in found:
         with torch.no_grad():
-            found["map"] = network.upscaled(run_encoder(original, network, found), BOX)
+            found["map"] = network.upscaled(run_encoder(original, network, found), BOX + LAST)
     return found["map"]
 
 

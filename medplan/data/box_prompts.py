@@ -1,0 +1,92 @@
+"""Boxes as prompts: around masks, moved, cut to a slice, and found in a first answer.
+
+Boxes are x0, y0, x1, y1 in pixels; pixel i reaches from i to i + 1, so a box around pixels 3 and 4 is [3, 5).
+Shapes: B images, N boxes, Y X pixels.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+__all__ = ["boxes_of_components", "in_slice", "tight_boxes", "whole_image", "widened"]
+
+
+def whole_image(shape: tuple[int, int], *, like: Tensor) -> Tensor:
+    """Return box_4 around an image (height, width), of the device of `like`, float32."""
+    return torch.tensor([0.0, 0.0, shape[1], shape[0]], device=like.device)
+
+
+def tight_boxes(mask_BYX: Tensor) -> tuple[Tensor, Tensor]:
+    """Return box_B4 (float32) around each mask, and found_B: whether there is anything in it.
+
+    Without waiting for the device. The box of an empty mask is the whole image.
+    """
+    rows_BY, columns_BX = mask_BYX.any(2), mask_BYX.any(1)
+    (top, bottom), (left, right) = _ends(rows_BY), _ends(columns_BX)
+    return torch.stack([left, top, right, bottom], dim=1).float(), rows_BY.any(1)
+
+
+def widened(box_B4: Tensor, by_B4: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Move each side outwards by so many pixels (inwards where negative), and cut the box to the image.
+
+    A box keeps at least one pixel.
+    """
+    lower, upper = box_B4[:, :2] - by_B4[:, :2], box_B4[:, 2:] + by_B4[:, 2:]
+    size = torch.tensor([shape[1], shape[0]], device=box_B4.device, dtype=box_B4.dtype)
+    lower = torch.minimum(lower.clamp_min(0), size - 1)
+    upper = torch.maximum(torch.minimum(upper, size), lower + 1)
+    return torch.cat([lower, upper], dim=1)
+
+
+def in_slice(
+    boxes: npt.NDArray[np.floating], corner: tuple[int, int, int], shape: tuple[int, int]
+) -> npt.NDArray[np.float32]:
+    """Return (n, 4) what a slice sees of boxes (m, 6) of z0, y0, x0, z1, y1, x1 in its case.
+
+    Args:
+        corner: of the slice's patch in the case (z, y, x).
+        shape: height and width of the patch.
+
+    A box is seen where it covers the middle of the slice and some of the patch.
+    """
+    z, y, x = corner
+    here = boxes[(boxes[:, 0] <= z + 0.5) & (boxes[:, 3] > z + 0.5)]
+    moved = here[:, [2, 1, 5, 4]] - np.array([x, y, x, y])
+    cut = np.clip(moved, 0, np.array([shape[1], shape[0]] * 2))
+    seen = (cut[:, 2] > cut[:, 0]) & (cut[:, 3] > cut[:, 1])
+    return np.asarray(cut[seen], dtype=np.float32)
+
+
+def boxes_of_components(
+    mask_YX: npt.NDArray[np.bool_], *, least_share: float = 0.1, at_most: int = 5
+) -> npt.NDArray[np.float32]:
+    """Return (n, 4) boxes around the connected parts of a mask, the largest first.
+
+    Args:
+        least_share: parts smaller than this share of the largest are left out.
+        at_most: the number of boxes.
+    """
+    from scipy import ndimage
+
+    parts, number = ndimage.label(mask_YX)
+    if number == 0:
+        return np.zeros((0, 4), dtype=np.float32)
+    sizes = np.bincount(parts.ravel())[1:]
+    found = ndimage.find_objects(parts)
+    order = np.argsort(-sizes, kind="stable")
+    order = order[sizes[order] >= least_share * sizes.max()]
+    rows = [
+        [found[index][1].start, found[index][0].start, found[index][1].stop, found[index][0].stop]
+        for index in order[:at_most]
+    ]
+    return np.array(rows, dtype=np.float32)
+
+
+def _ends(line_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first true place, and the place after the last one; 0 and N where there is none."""
+    length = line_BN.shape[1]
+    marks_BN = line_BN.to(torch.uint8)
+    first = marks_BN.argmax(1)
+    last = length - marks_BN.flip(1).argmax(1)
+    return first, last

@@ -1,0 +1,398 @@
+"""I-MedSAM: Segment Anything with adapters, prompted by boxes, and a decoder that answers at any resolution.
+
+Paper: Wei et al. 2024, "I-MedSAM: Implicit Medical Image Segmentation with Segment Anything",
+arXiv:2311.17081 (ECCV 2024). Official code: ucwxb/I-MedSAM, without a licence; read, not copied. Segment
+Anything (Kirillov et al. 2023, arXiv:2304.02643, Apache-2.0) is used as a package.
+
+| paper or released code                | here                                            |
+|---------------------------------------|-------------------------------------------------|
+| image of 384 x 384, stretched         | `grid.shape`, `patch_size`                      |
+| LoRA rank 4 on queries and values     | `config.lora_rank`, `config.gated`              |
+| frequency adapter, hidden width 4     | `config.frequency_hidden`                       |
+| factor 0.5 of the frequency tokens    | `config.frequency_strength`                     |
+| Dec_c 1024, 512; Dec_f 256, 256, 128  | `config.coarse_widths`, `fine_widths`, `head_width` |
+| L frequencies up to 2^10              | `config.max_exponent`                           |
+| T passes, dropout 0.5, top-K 12.5 %   | `config.passes`, `dropout`, `share`             |
+| 0.8 Dice + 0.2 cross-entropy          | `config.dice`, `config.bce`                     |
+| coarse to fine over 5 epochs of 1000  | `config.ramp_epochs`, `config.epochs`           |
+| coordinates open over 20 epochs       | `config.open_epochs`                            |
+| box jitter 0 to 19 pixels of 384      | `config.jitter`                                 |
+| AdamW, 1e-3 and 0.05 of it, decay 0.01 | `training.lr`, `config.adapter_lr_factor`      |
+
+Differs, unless `compat`: see `medplan.networks.implicit` and `medplan.networks.frequency_adapter`; pixels are
+normalised as SAM's were; cross-entropy counts (in the released code it is a softmax over one output, 0); a
+part of the samples is prompted with the whole image, so that the method can also work without a box; shared
+augmentation of this package; a lesion that left the frame is an empty target rather than an endless loop.
+Always: batches of any size and mixed classes, schedules by steps; without published weights nothing is
+frozen.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from medplan.data.augment import Augmentation
+from medplan.data.box_prompts import tight_boxes, whole_image, widened
+from medplan.data.cases import Case
+from medplan.data.labels import IGNORE
+from medplan.data.prompted import Prompted, masks_of
+from medplan.data.spatial import Spatial
+from medplan.errors import CheckpointError, MethodError
+from medplan.losses import mask_loss
+from medplan.method import Batch, Method, Needs, Phase, Predictor, Progress, Proposal, Situation, Update
+from medplan.networks.implicit import CoordinateCode, ImplicitDecoder, Uncertainty
+from medplan.networks.implicit_sam import MAP_CHANNELS, AdaptedEncoder, ImplicitSam, as_sam_sees, is_released
+from medplan.networks.prompted_answers import PromptedAnswers
+from medplan.networks.sam import OUTPUT_CHANNELS
+from medplan.plan.schema import Plan
+from medplan.records import decode
+
+__all__ = ["METHOD", "Config", "ImedSam"]
+
+SIDE, TINY_SIDE = 384, 192
+PUBLISHED = {
+    "vit_b": "sam_vit_b_01ec64.pth", "vit_l": "sam_vit_l_0b3195.pth", "vit_h": "sam_vit_h_4b8939.pth",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Numbers of I-MedSAM; the defaults are the released code's. None chooses by encoder and weights.
+
+    Attributes:
+        compat: compute what the released code computes, with its slips, so that its weights can be used.
+        lora_rank: 0 leaves the low-rank updates out.
+        gated: they are multiplied by a gate, which the paper does not have.
+        frequency_hidden: 0 leaves the frequency branch out.
+        frequency_strength: factor of its tokens.
+        coarse_widths, fine_widths, head_width, num_features: of the decoder; None is 1024-512, 256-256, 128
+            and 256, for the tiny encoder 128-64, 64-64, 32 and 32.
+        max_exponent: highest frequency of the coordinates; None is 10 in compat, else what the grid resolves.
+        dropout, passes, share: of the choice of points that are refined.
+        uncertainty: see `medplan.networks.implicit.ImplicitDecoder`.
+        points: per image that are learned from in a step, drawn anew; 0 for all, None for all but 8192 with
+            the tiny encoder.
+        dice, bce: weights of the losses; None is 0.2 (0 in compat) for bce.
+        epochs: into which the training is divided, for the two below.
+        ramp_epochs: until the coarse answer no longer counts by itself.
+        open_epochs: until all entries of the coordinate code are open.
+        jitter: sides of training boxes are moved outwards by up to this share of the image's side.
+        whole_share: share of the samples that are prompted with the whole image, of any class; None is 0 in
+            compat, else 0.25.
+        adapter_lr_factor: learning rate of all but the decoder, relative; None is 0.05 beside published
+            weights, else 0.5.
+        normalise: ``sam`` shifts and scales pixels as for SAM, ``none`` leaves them in [0, 1]; None is none
+            in compat, else sam.
+        find_margin: boxes that a first look found are widened by this share of their sides.
+        native: answer on the grid of the output rather than interpolate from the prepared one.
+    """
+
+    compat: bool = False
+    lora_rank: int = 4
+    gated: bool = True
+    frequency_hidden: int = 4
+    frequency_strength: float = 0.5
+    coarse_widths: tuple[int, int] | None = None
+    fine_widths: tuple[int, int] | None = None
+    head_width: int | None = None
+    num_features: int | None = None
+    max_exponent: float | None = None
+    dropout: float = 0.5
+    passes: int = 2
+    share: float = 0.125
+    uncertainty: Uncertainty = "mc"
+    points: int | None = None
+    dice: float = 0.8
+    bce: float | None = None
+    epochs: int = 1000
+    ramp_epochs: int = 5
+    open_epochs: int = 20
+    jitter: float = 20 / 384
+    whole_share: float | None = None
+    adapter_lr_factor: float | None = None
+    normalise: Literal["sam", "none"] | None = None
+    find_margin: float = 0.05
+    native: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("dropout", "share", "whole_share", "jitter"):
+            if not 0 <= (getattr(self, name) or 0.0) <= 1:
+                raise ValueError(f"'{name}' should be within [0, 1], found {getattr(self, name)}")
+        for name, least in (("passes", 2), ("epochs", 1), ("ramp_epochs", 1), ("open_epochs", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"'{name}' should be at least {least}, found {getattr(self, name)}")
+
+    def epoch(self, fraction: float) -> int:
+        """Return how many of `epochs` are over at a fraction of the training."""
+        return math.floor(fraction * self.epochs + 1e-9)
+
+    def fine_weight(self, fraction: float) -> float:
+        """Return the weight of the refined answer's loss; the coarse one's is the rest."""
+        return min(1.0, (self.epoch(fraction) + 1) / self.ramp_epochs)
+
+    def openness(self, fraction: float) -> float:
+        """Return how far the coordinate code is open, 1 for all of it."""
+        return min(1.0, (self.epoch(fraction) + 1) / self.open_epochs)
+
+
+class ImedSam(Method):
+    """See the module."""
+
+    needs = Needs(
+        dims=(2,),
+        roles=("labelled",),
+        encoders=("vit_b", "vit_l", "vit_h", "tiny"),
+        patch_multiple=16,
+        grid="squeezed",
+        normalisation="unit",
+        whole_image=True,
+        prompts=True,
+    )
+    Config = Config
+
+    @classmethod
+    def propose(cls, situation: Situation) -> Proposal:
+        """Fit wherever there are labels; best for one kind of lesion in pictures, from SAM's weights."""
+        if situation.num_labelled == 0:
+            return Proposal(fits=False, score=0, reason="there is no labelled case to learn from")
+        if situation.num_datasets > 1:
+            return Proposal(fits=False, score=0, reason="it learns one dataset at a time")
+        fitting = situation.is_picture and "RGB" in situation.modalities and situation.num_classes == 1
+        what = "colour pictures with one class" if fitting else "slices of anything, one class after another"
+        if situation.without_weights:
+            return Proposal(
+                fits=True,
+                score=10,
+                reason=f"{what}; without SAM's weights 'supervised' is the safer choice",
+                encoder="tiny",
+                lr=1e-3,
+                weight_decay=0.01,
+                patch_size=(1, TINY_SIDE, TINY_SIDE),
+                config={"epochs": 100},
+                reasons={"encoder": "no weights are wanted, and a large encoder would need them"},
+            )
+        named = situation.encoder_weights
+        score = (80 if fitting else 30) if named else (45 if fitting else 15)
+        return Proposal(
+            fits=True,
+            score=score,
+            reason=what if named else f"{what}; needs SAM's weights, without them 'supervised' is safer",
+            encoder=_variant_of(named),
+            encoder_weights=PUBLISHED,
+            lr=1e-3,
+            weight_decay=0.01,
+            patch_size=(1, SIDE, SIDE),
+            reasons={"patch_size": "the paper's image size"},
+        )
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        depth, height, width = plan.patch_size
+        if len(plan.datasets) != 1 or depth != 1 or height != width or height % 16:
+            raise MethodError(
+                f"imedsam learns one dataset from square slices whose side is a multiple of 16; plan "
+                f"'{plan.name}' has {len(plan.datasets)} and patches {plan.patch_size}. Plan it again with "
+                f"'--patch-size {SIDE} {SIDE}'."
+            )
+        if plan.num_channels > 3:
+            raise MethodError(
+                f"imedsam: SAM sees three channels at most; the images of '{plan.name}' have "
+                f"{plan.num_channels}. Leave channels out of dataset.json."
+            )
+        self.plan = plan
+        self.config = config = decode(Config, plan.config, where=f"plan '{plan.name}' config")
+        labels = plan.datasets[0].labels
+        table = torch.from_numpy(labels.membership())
+        self.members: tuple[tuple[int, ...], ...] = tuple(
+            tuple(int(code) for code in row.nonzero()[:, 0]) for row in table[int(labels.is_exclusive) :]
+        )
+        tiny = plan.encoder == "tiny"
+        encoder = AdaptedEncoder(
+            plan.encoder, height, rank=config.lora_rank, gated=config.gated, hidden=config.frequency_hidden,
+            strength=config.frequency_strength, compat=config.compat,
+        )  # fmt: skip
+        highest = config.max_exponent
+        if highest is None:
+            highest = 10.0 if config.compat else max(0.0, math.log2(height / 4))
+        decoder = ImplicitDecoder(
+            len(self.members), MAP_CHANNELS + OUTPUT_CHANNELS,
+            code=CoordinateCode(max_exponent=highest, compat=config.compat),
+            coarse_widths=config.coarse_widths or ((128, 64) if tiny else (1024, 512)),
+            fine_widths=config.fine_widths or ((64, 64) if tiny else (256, 256)),
+            head_width=config.head_width or (32 if tiny else 128),
+            num_features=config.num_features or (32 if tiny else 256),
+            dropout=config.dropout, passes=config.passes, share=config.share,
+            uncertainty=config.uncertainty,
+        )  # fmt: skip
+        self.network = ImplicitSam(encoder, decoder)
+        self.register_buffer("openness", torch.ones(()))
+        self.openness: Tensor
+        self.is_pretrained = plan.encoder_weights is not None
+
+    def load_encoder(self, weights: Mapping[str, Any]) -> None:
+        """Load a published SAM file, strictly; with ``compat`` also the authors' adapters, if they lie in the
+        same file (docs/imedsam.md says how to put them there).
+        """
+        where = str(self.plan.encoder_weights)
+        if self.plan.encoder not in PUBLISHED:
+            raise MethodError(
+                f"imedsam: encoder '{self.plan.encoder}' has no published weights; plan with '--encoder "
+                "vit_b', or with '--encoder-weights none'."
+            )
+        tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+        if not any(name.startswith("image_encoder.patch_embed") for name in tensors):
+            raise CheckpointError(
+                f"{where}: holds no image encoder of SAM; expected a file such as {PUBLISHED['vit_b']}."
+            )
+        if is_released(tensors):
+            self.network.encoder.load({k: v for k, v in tensors.items() if ".freq_" not in k}, where=where)
+            self.network.load_released(tensors, where=where)
+        else:
+            self.network.load_sam(tensors, where=where)
+
+    def phases(self) -> Sequence[Phase]:
+        training, patch_size = self.plan.training, self.plan.patch_size
+        whole_share = self.config.whole_share
+        if whole_share is None:
+            whole_share = 0.0 if self.config.compat else 0.25
+        spatial = Spatial(
+            rotation_probability=0.5, degrees=20.0, scaling_probability=0.5, scale=(0.8, 1.2), in_plane=True
+        )
+        axes = (1,) if self.plan.datasets[0].labels.tells_sides else (1, 2)
+        train = Phase(
+            name="train",
+            num_steps=training.iterations,
+            batch_size=training.batch_size,
+            sample=Prompted(patch_size, self.members, whole_share, spatial),
+            augment=Augmentation(patch_size=patch_size, mirror_axes=axes, keeps_slices=True),
+            schedule=falling,
+        )
+        return (train,)
+
+    def optimizers(self, phase: str) -> dict[str, Optimizer]:
+        training, decoder = self.plan.training, list(self.network.decoder.parameters())
+        if self.is_pretrained:
+            moved = [p for group in self.network.adapter_groups().values() for p in group]
+        else:
+            moved = self.network.used_parameters()
+        ids, factor = {id(parameter) for parameter in decoder}, self.config.adapter_lr_factor
+        if factor is None:
+            factor = 0.05 if self.is_pretrained else 0.5
+        others = [parameter for parameter in moved if id(parameter) not in ids]
+        groups: list[dict[str, Any]] = [{"params": decoder}, {"params": others, "lr": training.lr * factor}]
+        return {"main": AdamW(groups, lr=training.lr, weight_decay=training.weight_decay)}
+
+    def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
+        return self._step(batch, list(batch["class"]), update, at)
+
+    def footprint_step(self, batch: Batch, update: Update, at: Progress) -> None:
+        self._step(batch, [0] * len(batch["image"]), update, at)
+
+    def _step(self, batch: Batch, classes: list[int], update: Update, at: Progress) -> dict[str, Tensor]:
+        config, shape = self.config, (self.plan.patch_size[1], self.plan.patch_size[2])
+        codes_BYX = batch["label"][:, 0]
+        target_BYX = masks_of(codes_BYX, self.members, classes)
+        box_B4, found_B = tight_boxes(target_BYX)
+        most = math.floor(config.jitter * shape[0])
+        box_B4 = widened(box_B4, torch.floor(batch["jitter"] * max(1, most)), shape)
+        prompted_B = found_B & (batch["whole"] == 0)
+        box_B4 = torch.where(prompted_B[:, None], box_B4, whole_image(shape, like=box_B4))
+        openness = config.openness(at.fraction)
+        self.openness.fill_(openness)
+        embedding = self._embed(batch["image"][:, :, 0])
+        index_P = self._points(shape, embedding.device)
+        coarse_BP, fine_BP = self.network.decoder(
+            self.network.upscaled(embedding, box_B4),
+            self.network.positional(),
+            shape,
+            classes,
+            index_P=index_P,
+            depth_B=batch["depth"],
+            openness=openness,
+        )
+        target_BP, valid_BP = target_BYX.flatten(1), (codes_BYX != IGNORE).flatten(1)
+        if index_P is not None:
+            target_BP, valid_BP = target_BP[:, index_P], valid_BP[:, index_P]
+        bce = (0.0 if config.compat else 0.2) if config.bce is None else config.bce
+        weight = config.fine_weight(at.fraction)
+        fine = mask_loss(fine_BP, target_BP, valid_BP, dice=config.dice, bce=bce)
+        coarse = mask_loss(coarse_BP, target_BP, valid_BP, dice=config.dice, bce=bce)
+        loss = fine if weight == 1 else weight * fine + (1 - weight) * coarse
+        update.minimise(loss)
+        return {"loss": loss.detach(), "coarse": coarse.detach(), "fine": fine.detach()}
+
+    def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:
+        answers = self._answers()
+
+        def logits(patches: Tensor, corners: Sequence[tuple[int, int, int]]) -> Tensor:
+            shape = (patches.shape[-2], patches.shape[-1])
+            embedding = self._embed(patches[:, :, 0])
+            slices = [
+                answers.of_slice(embedding[number : number + 1], case, corner, shape)
+                for number, corner in enumerate(corners)
+            ]
+            return torch.stack(slices).unsqueeze(2)
+
+        return logits
+
+    def answers_at(
+        self, case: Case, support: Sequence[Case], shape: tuple[int, int, int]
+    ) -> Iterator[Tensor] | None:
+        fits = case.shape[0] == shape[0] and case.shape[1:] == self.plan.patch_size[1:]
+        return self._slabs(case, (shape[1], shape[2])) if self.config.native and fits else None
+
+    def _slabs(self, case: Case, shape: tuple[int, int]) -> Iterator[Tensor]:
+        answers = self._answers()
+        for z in range(case.shape[0]):
+            pixels = torch.from_numpy(case.image((z, 0, 0), (z + 1, *case.shape[1:])))
+            embedding = self._embed(pixels[None, :, 0].to(self.openness.device))
+            yield answers.of_slice(embedding, case, (z, 0, 0), shape).unsqueeze(1)
+
+    def _answers(self) -> PromptedAnswers:
+        labels = self.plan.datasets[0].labels
+        return PromptedAnswers(
+            network=self.network,
+            names=labels.names,
+            is_exclusive=labels.is_exclusive,
+            shape=(self.plan.patch_size[1], self.plan.patch_size[2]),
+            openness=1.0 if self.config.compat else float(self.openness),
+            find_margin=self.config.find_margin,
+        )
+
+    def _embed(self, image_BCYX: Tensor) -> Tensor:
+        """Return the embeddings of images of one to three channels with values in [0, 1]."""
+        normalise = self.config.normalise or ("none" if self.config.compat else "sam")
+        is_fixed = self.is_pretrained and not self.network.encoder.added_parameters()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not is_fixed):
+            seen = as_sam_sees(image_BCYX, normalised=normalise == "sam")
+            embedding: Tensor = self.network.encoder(seen)
+        return embedding
+
+    def _points(self, shape: tuple[int, int], device: torch.device) -> Tensor | None:
+        """Draw the points of the grid that a step learns from, or None for all."""
+        number = shape[0] * shape[1]
+        wanted = self.config.points
+        if wanted is None:
+            wanted = 8192 if self.plan.encoder == "tiny" else 0
+        if wanted == 0 or wanted >= number:
+            return None
+        return torch.randperm(number, device=device)[:wanted]
+
+
+def falling(fraction: float) -> float:
+    """Return the factor of the learning rate: from 1 in a line to 0.001."""
+    return 1.0 - 0.999 * fraction
+
+
+def _variant_of(weights: str | None) -> str:
+    found = re.search(r"vit_[blh]", weights or "")
+    return found[0] if found else "vit_b"
+
+
+METHOD = ImedSam
