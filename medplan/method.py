@@ -24,8 +24,8 @@ from medplan.errors import MethodError
 from medplan.plan.schema import Plan
 
 __all__ = [
-    "Augment", "Batch", "Element", "Heatmap", "Method", "Needs", "Phase", "Predictor", "Progress", "Proposal", "Sampler",
-    "Situation", "Update", "Volume", "constant", "poly",
+    "Augment", "Batch", "Element", "Heatmap", "Method", "Needs", "Phase", "Predictor",
+    "Progress", "Proposal", "Sampler", "Situation", "Update", "Volume", "constant", "poly",
 ]  # fmt: skip
 
 Element = dict[str, Any]
@@ -69,6 +69,8 @@ class Needs:
             ``classes``.
         aligned: cases should lie in the space of the atlas; where they do not, the planner asks for an affine
             alignment (`Grid.align_to`).
+        told_modality: it is told the modality of an image, or that it is unknown: a user's word for it is in
+            `Case.prompts` under ``modality``.
     """
 
     dims: tuple[Literal[2, 3], ...] = (3, 2)
@@ -84,6 +86,7 @@ class Needs:
     prompts: bool = False
     new_classes: bool = False
     aligned: bool = False
+    told_modality: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
