@@ -173,6 +173,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="labelled example, a case or two files; repeatable",
     )
     predict.add_argument("--tasks", nargs="+", default=[], metavar="CLASS", help="only these classes")
+    predict.add_argument("--dataset-labels", metavar="NAME", help="whose classes, of several datasets")
+    predict.add_argument("--modality", help="of the images, or 'unknown'; for methods that are told it")
 
     evaluate = verb("evaluate", "evaluation", "Compare predictions with references.", _workers, _workspace)
     evaluate.add_argument("-i", "--input", type=Path, required=True, help="folder of predictions")

@@ -1,6 +1,7 @@
 """Verbs about trained models: predict, export, install."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -32,6 +33,8 @@ def predict(
     output_size: Sequence[int] | None,
     support: Sequence[str],
     tasks: Sequence[str],
+    dataset_labels: str | None,
+    modality: str | None,
     device: str,
     workspace: Path | None,
 ) -> None:
@@ -41,11 +44,18 @@ def predict(
 
     space = Workspace.open(workspace)
     source = find_model(space, model, dataset, method, run)
-    loaded = Model.load(source, folds=read_folds(folds), checkpoint=checkpoint, device=device)
+    load = partial(
+        Model.load,
+        source,
+        folds=read_folds(folds),
+        checkpoint=checkpoint,
+        device=device,
+        dataset=dataset_labels,
+        classes=tasks,
+    )
+    loaded = load()
     if support and set(support) <= set(loaded.support_ids):
-        loaded = Model.load(
-            source, folds=read_folds(folds), checkpoint=checkpoint, device=device, support=support
-        )
+        loaded = load(support=support)
     elif support:
         from medplan.predict.support import find_examples
 
@@ -59,6 +69,7 @@ def predict(
         classes=tuple(tasks),
         output_size=None if output_size is None else (output_size[0], output_size[1]),
         prompt=prompt_mode,
+        modality=modality,
     )
     print(f"Model: {source}", flush=True)
     run_prediction(input, output, loaded, options=options, probabilities=probabilities, prompts=prompts)

@@ -27,7 +27,7 @@ from medplan.predict import postprocess
 from medplan.predict.archive import unpack
 from medplan.predict.folder import find_folds, read_atlas, read_support
 from medplan.predict.members import check_alike, choose, hash_state
-from medplan.predict.options import Options, only
+from medplan.predict.options import Options, choose_dataset, only
 from medplan.predict.plausible import warn_if_unlike_training
 from medplan.predict.postprocess import Postprocessing
 from medplan.predict.prompts import CaseBoxes, to_prepared
@@ -113,6 +113,7 @@ class Model:
         device: str = "auto",
         dataset: str | None = None,
         support: Sequence[str] = (),
+        classes: Sequence[str] = (),
     ) -> "Model":
         """Load a run folder, one fold's folder, or a zip made by ``medplan export``.
 
@@ -122,18 +123,19 @@ class Model:
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:<n>`` or ``mps``.
             dataset: which of its datasets' labels to predict, where it learnt several.
             support: ids of the support cases to use, where the method has such; empty for all.
+            classes: where no dataset is named, the one that alone has all of these is taken.
 
         Raises: CheckpointError if there is no such model or it is damaged; UsageError for an unknown dataset
             or support case.
         """
         source = Path(path)
         if source.is_dir():
-            return cls._load(source, folds, checkpoint, device, dataset, support)
+            return cls._load(source, folds, checkpoint, device, dataset, support, classes)
         if not source.is_file() or not zipfile.is_zipfile(source):
             raise CheckpointError(f"'{source}' is neither a run folder nor a zip made by 'medplan export'.")
         with tempfile.TemporaryDirectory(prefix="medplan-") as scratch:
             unpacked = unpack(source, Path(scratch) / "run")
-            return cls._load(unpacked, folds, checkpoint, device, dataset, support)
+            return cls._load(unpacked, folds, checkpoint, device, dataset, support, classes)
 
     @classmethod
     def _load(
@@ -144,6 +146,7 @@ class Model:
         device: str,
         dataset: str | None,
         support: Sequence[str],
+        classes: Sequence[str],
     ) -> "Model":
         runtime = Runtime.choose(device)
         found = find_folds(run, folds=folds, checkpoint=checkpoint)
@@ -170,7 +173,7 @@ class Model:
         return cls(
             members,
             plan=plans[0],
-            dataset=_dataset(plans[0], dataset),
+            dataset=choose_dataset(plans[0], dataset, classes),
             folds=tuple(fold.fold for fold in found),
             runtime=runtime,
             digest=digest.hexdigest(),
@@ -284,19 +287,17 @@ class Model:
         if len(image.array) != len(expected):
             raise DataError(
                 f"case '{name}': the model expects {len(expected)} channels ({', '.join(expected)}), the "
-                "image has "
-                f"{len(image.array)}."
+                f"image has {len(image.array)}."
             )
         if self.plan.grid.spacing_mm is not None and image.geometry.spacing_mm is None:
             raise DataError(
                 f"case '{name}': the model works at {self.plan.grid.spacing_mm} mm, but the image has no "
-                "spacing; "
-                "give it as a volume with its spacing (z, y, x) in mm."
+                "spacing; give it as a volume with its spacing (z, y, x) in mm."
             )
         warn_if_unlike_training(image, self.dataset, self.plan.grid, name=name)
         key = f"{self.dataset.name}/{name}"
         case, restoration = prepare(image, self.dataset, self.plan.grid, key=key, atlas=self._atlas)
-        case = replace(case, prompts={**case.prompts, "mode": options.prompt})
+        case = replace(case, prompts={**case.prompts, **options.prompts(self._members[0].method.needs)})
         if self._names_classes:
             case = replace(case, prompts={**case.prompts, "classes": self.dataset.labels.names})
         if boxes is not None:

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from medplan.errors import UsageError, did_you_mean
-from medplan.plan.schema import DatasetPlan
+from medplan.method import Needs
+from medplan.plan.schema import DatasetPlan, Plan
 
-__all__ = ["Options", "only"]
+__all__ = ["Options", "choose_dataset", "only"]
 
 LabelMap = npt.NDArray[np.integer[Any]]
 
@@ -29,6 +30,7 @@ class Options:
         output_size: height and width of the label maps of pictures; None takes each picture's own.
         prompt: what stands in for the box of an image that none is given for, for methods that take boxes:
             ``auto`` has a first look at the whole image find it, ``none`` takes the whole image.
+        modality: of the images, for methods that are told it; None takes what the dataset says.
     """
 
     step: float = 0.5
@@ -38,10 +40,48 @@ class Options:
     batch_size: int | None = None
     output_size: tuple[int, int] | None = None
     prompt: Literal["auto", "none"] = "auto"
+    modality: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.step <= 1:
             raise UsageError(f"--step {self.step}: the window step should be in (0, 1].")
+
+    def prompts(self, needs: Needs) -> dict[str, Any]:
+        """Return what a method is told beside the image, see `Case.prompts`.
+
+        Raises: UsageError if it is told more than it listens to.
+        """
+        told: dict[str, Any] = {"mode": self.prompt}
+        if self.modality is not None:
+            if not needs.told_modality:
+                raise UsageError("--modality: the method is not told the modality; leave it out.")
+            told["modality"] = self.modality
+        return told
+
+
+def choose_dataset(plan: Plan, name: str | None, classes: Sequence[str] = ()) -> DatasetPlan:
+    """Return the dataset whose labels to predict.
+
+    Args:
+        name: None for the only one, or the only one that has all of `classes`.
+
+    Raises: UsageError if it is not known, or not clear which.
+    """
+    names = [dataset.name for dataset in plan.learned]
+    if name is not None and name not in names:
+        raise UsageError(
+            f"The model has not learnt '{name}'{did_you_mean(name, names)}; it knows {', '.join(names)}."
+        )
+    if name is None and len(names) > 1:
+        fitting = [each.name for each in plan.learned if set(classes) <= set(each.labels.names)]
+        if not classes or len(fitting) != 1:
+            which = f"; of these {', '.join(fitting)} have these classes" if classes and fitting else ""
+            raise UsageError(
+                f"The model learnt {', '.join(names)}{which}. Say whose classes to predict with "
+                "--dataset-labels NAME."
+            )
+        name = fitting[0]
+    return plan.dataset(name or names[0])
 
 
 def only(label: LabelMap, classes: Sequence[str], dataset: DatasetPlan) -> LabelMap:
