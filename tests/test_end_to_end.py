@@ -1,0 +1,110 @@
+"""The commands of the README, one after the other, on phantoms."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medplan.cli import main
+from tests.conftest import make_raw_dataset
+
+TINY = ["--patch-size", "16", "16", "16", "--set", "pyramid.features=[4,8,8]"]
+TRAIN = ["--iters", "3", "--set", "training.validate_every=3", "--device", "cpu", "--workers", "0"]
+
+
+def medplan(*arguments: str | Path) -> None:
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which a method was planned, preprocessed and trained."""
+    space = tmp_path_factory.mktemp("space")
+    make_raw_dataset(space / "raw_data" / "Dataset007_Phantom", num_labelled=6, num_test=2)
+    medplan(
+        "plan_and_preprocess",
+        "-d",
+        "Phantom",
+        "-m",
+        "supervised",
+        "--spacing",
+        "3",
+        *TINY,
+        "--workspace",
+        space,
+    )
+    medplan("train", "-d", "7", "-m", "supervised", *TRAIN, "--workspace", space)
+    return space
+
+
+def test_every_stage_leaves_its_file(space: Path) -> None:
+    run = space / "results" / "Phantom" / "supervised" / "default" / "fold_0"
+    files = ["best.pt", "last.pt", "plan.json", "run.json", "log.jsonl", "progress.png"]
+    assert all((run / name).is_file() for name in files)
+    assert (run / "validation" / "best" / "summary.json").is_file()
+    assert (space / "plans" / "Phantom" / "fingerprint.json").is_file()
+
+
+def test_predicting_evaluating_and_reporting_follow_without_further_words(
+    space: Path, tmp_path: Path
+) -> None:
+    raw, out = space / "raw_data" / "Dataset007_Phantom", tmp_path / "out"
+    medplan("predict", "-i", raw / "imagesTs", "-o", out, "--device", "cpu", "--workspace", space)
+    medplan("evaluate", "-i", out, "-r", raw / "labelsTs", "--workspace", space)
+    medplan(
+        "report", "-i", out, "--images", raw / "imagesTs", "-o", tmp_path / "r.html", "--workspace", space
+    )
+    medplan("report", "-o", tmp_path / "validation.html", "--workspace", space)
+    summary = json.loads((out / "summary.json").read_text())
+    assert {Path(case["prediction_file"]).name for case in summary["metric_per_case"]} == {
+        "case06.nii.gz",
+        "case07.nii.gz",
+    }
+    assert "case06" in (tmp_path / "r.html").read_text()
+
+
+def test_an_exported_model_predicts_the_same_elsewhere(space: Path, tmp_path: Path) -> None:
+    image = space / "raw_data" / "Dataset007_Phantom" / "imagesTs" / "case06_0000.nii.gz"
+    medplan("export", "-o", tmp_path / "model.zip", "--workspace", space)
+    (tmp_path / "other").mkdir()
+    medplan("install", tmp_path / "model.zip", "--workspace", tmp_path / "other")
+    places = [
+        ["--model", tmp_path / "model.zip"],
+        ["--workspace", tmp_path / "other"],
+        ["--workspace", space],
+    ]
+    for number, place in enumerate(places):
+        medplan("predict", "-i", image, "-o", tmp_path / f"out{number}", "--device", "cpu", *place)
+    first, *others = [(tmp_path / f"out{number}" / "case06.nii.gz").read_bytes() for number in range(3)]
+    assert others == [first, first]
+
+
+def test_training_again_changes_nothing(space: Path) -> None:
+    run = space / "results" / "Phantom" / "supervised" / "default" / "fold_0"
+    before = (run / "last.pt").read_bytes()
+    medplan("train", "-d", "Phantom", "-m", "supervised", *TRAIN, "--workspace", space)
+    assert (run / "last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["train", "-d", "Phantom", "-m", "supervised", "--fold", "9"], "no fold 9"),
+        (["train", "-d", "Phantom", "-m", "supervized"], "did you mean 'supervised'"),
+        (
+            ["train", "-d", "Phantom", "-m", "supervised", "--set", "training.lrr=1"],
+            "did you mean 'training.lr'",
+        ),
+        (["predict", "-i", "none.nii.gz", "-o", "out"], "none.nii.gz"),
+        (["predict", "-i", ".", "-o", "out", "--run", "other"], "There are:"),
+        (["predict", "-i", ".", "-o", "out", "--model", "nothing.zip"], "nothing.zip"),
+        (["evaluate", "-i", ".", "-r", "."], "name the dataset with -d"),
+    ],
+)
+def test_mistakes_are_met_with_one_sentence(
+    space: Path, arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--workspace", str(space)]) == 2
+    error = capsys.readouterr().err
+    assert hint in error
+    assert "Traceback" not in error
