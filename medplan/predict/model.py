@@ -20,7 +20,7 @@ from medplan import checkpoint as checkpoints
 from medplan import registry
 from medplan.data.cases import Case
 from medplan.data.images import Geometry, Image, read_image, write_label
-from medplan.errors import CheckpointError, DataError, UsageError, did_you_mean
+from medplan.errors import CheckpointError, DataError, UsageError
 from medplan.method import Method, Predictor
 from medplan.plan.schema import DatasetPlan, Fold, Plan
 from medplan.predict import postprocess
@@ -388,14 +388,3 @@ class Model:
                 )
                 for member in self._members
             )
-
-
-def _dataset(plan: Plan, name: str | None) -> DatasetPlan:
-    names = [dataset.name for dataset in plan.learned]
-    if name is None and len(names) > 1:
-        raise UsageError(f"The model learnt {', '.join(names)}; say whose classes to predict.")
-    if name is not None and name not in names:
-        raise UsageError(
-            f"The model has not learnt '{name}'{did_you_mean(name, names)}; it knows {', '.join(names)}."
-        )
-    return plan.dataset(name or names[0])
