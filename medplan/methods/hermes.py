@@ -1,0 +1,402 @@
+"""Hermes: one network for many datasets, each with its own organs, modality and partial labels.
+
+Paper: Gao, Li, Liu, Zhou, Zhang, Metaxas, "Training Like a Medical Resident: Context-Prior Learning Toward
+Universal Medical Image Segmentation", CVPR 2024, arXiv:2306.02416. Official code:
+github.com/yhygao/universal-medical-image-segmentation, no licence seen; read about, not copied.
+
+Every class of every dataset is a task with learned tokens, every modality has some too; they look at the
+image and the image looks at them (`medplan.networks.prior_attention`), and what becomes of the task tokens
+are the classifiers of its voxels.
+
+| released code                              | here                                                        |
+|--------------------------------------------|-------------------------------------------------------------|
+| hermes_resunet_3d, hermes_medformer_3d     | `Plan.encoder`: ``residual``, ``medformer``                 |
+| base channels, stages                      | `channels`                                                  |
+| fusion depth 2,2,4,2,2; 2,4,8,4,2          | `depths`                                                    |
+| 10 tokens per modality                     | `modality_tokens`                                           |
+| literal lists of tasks and modalities      | `tasks`, `modalities`: kept in the plan, by name            |
+| weight per image                           | `DatasetPlan.share`                                         |
+| LAMB, lr 2e-3, weight decay 1e-5           | `optimizer`, `training.lr`, `training.weight_decay`         |
+| warm-up of 5 of 200 epochs                 | `warmup`                                                    |
+| EMA 0.99                                   | `ema`                                                       |
+| modality loss x 0.01                       | `modality_weight`                                           |
+| 0.5 / 0.5 deep supervision (Hermes-M)      | fixed, as released                                          |
+
+Answers: tasks are independent sigmoids. For classes that exclude each other the background gets the logit 0,
+so that a voxel belongs to its most probable task, if that is more probable than not. For regions each task is
+its region, and `LabelSpace.region_order` says which is painted over which.
+
+Differs: empty task slots are masked in attention; a task absent from a patch can be learnt from by the
+Tversky loss too; the loss is divided by the expected number of tasks, a constant, not by that of the batch; a
+share of the images is shown as of unknown modality (the loss still asks for it); the schedule falls with
+every step rather than every epoch; a third of the patches is centred on foreground; spatial augmentation is
+that of every method here; inputs are normalised as the plan says; windows are weighted by a Gaussian.
+``compat`` brings back the first four as released.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from medplan.checkpoint import restore
+from medplan.data.augment import Augmentation
+from medplan.data.cases import Case
+from medplan.data.sampling import Labelled, Mixture
+from medplan.data.spatial import Spatial
+from medplan.data.task_patches import TaskPatches
+from medplan.errors import MethodError, did_you_mean
+from medplan.lamb import Lamb, WarmupThenPoly
+from medplan.method import (
+    Batch,
+    Heatmap,
+    Method,
+    Needs,
+    Phase,
+    Predictor,
+    Progress,
+    Proposal,
+    Situation,
+    Update,
+)
+from medplan.networks.average import MovingAverage
+from medplan.networks.medformer import MedFormer
+from medplan.networks.prior_transfer import translate
+from medplan.networks.prior_unet import PriorOutput, PriorShape, PriorUNet
+from medplan.networks.prior_weights import PUBLISHED_MODALITIES, PUBLISHED_TASKS, from_published
+from medplan.plan.schema import DatasetPlan, Plan
+from medplan.records import decode, encode
+from medplan.task_losses import TaskLoss
+from medplan.tasks import UNKNOWN, added_tasks, append_new, modalities_of, modality_of_case, task_names
+
+__all__ = ["METHOD", "Config", "Hermes"]
+
+DEPTHS = {"residual": (2, 2, 4, 2, 2), "medformer": (2, 4, 8, 4, 2)}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Numbers of Hermes. "Released" means the official code of June 2024.
+
+    Attributes:
+        tasks: ``<dataset>/<class>`` by number; the planner appends what is missing.
+        shared: per dataset another one whose tasks its classes are. Released: AMOS MR has those of AMOS CT.
+        modalities: by number; the planner appends what is missing. Images of others count as unknown.
+        channels: per level, finest first; tokens are met from the third level on.
+        depths: blocks where tokens are met, down and up again. None takes the released depths.
+        head_size: channels per attention head.
+        modality_tokens: of each modality.
+        transfer: what learns when training starts from another run: ``none`` or ``full`` everything, the
+            latter at a lower rate where it is not new; ``priors`` the tokens of new tasks, those of
+            modalities and the heads; ``incremental`` the tokens of new tasks alone, so that other datasets
+            are answered exactly as before. Source: ours, the protocol is not published.
+        new_datasets: those that the other run has not learnt, the only ones that are drawn from with
+            `transfer`; empty for all of the plan.
+        old_lr_factor: learning rate of what is not new with ``full``.
+        modality_weight: of the modality loss.
+        hide_modality: share of the images shown as of unknown modality. Released: 0.
+        smooth: voxels added to both sides of the Tversky fraction. Released: 0.
+        optimizer: ``lamb`` (released) or ``adamw``.
+        eps: of the optimiser.
+        warmup: fraction of the steps in which the rate rises. Released: 5 of 200 epochs, Hermes-M 0.
+        ema: decay of the weights that predict.
+        oversample: share of the patches centred on foreground. Released: 0.
+        recompute: trade a third more time for less memory (activation checkpointing).
+        compat: as released: empty slots are looked at, an absent task costs 1 whatever is predicted, the loss
+            is the mean over the slots of the batch, no modality is hidden.
+    """
+
+    tasks: tuple[str, ...] = ()
+    shared: dict[str, str] = field(default_factory=dict)
+    modalities: tuple[str, ...] = ()
+    channels: tuple[int, ...] = (32, 64, 128, 256, 320)
+    depths: tuple[int, ...] | None = None
+    head_size: int = 32
+    modality_tokens: int = 10
+    transfer: Literal["none", "full", "priors", "incremental"] = "none"
+    new_datasets: tuple[str, ...] = ()
+    old_lr_factor: float = 0.1
+    modality_weight: float = 0.01
+    hide_modality: float = 0.1
+    smooth: float = 1.0
+    optimizer: Literal["lamb", "adamw"] = "lamb"
+    eps: float = 1e-5
+    warmup: float = 0.025
+    ema: float = 0.99
+    oversample: float = 1 / 3
+    recompute: bool = False
+    compat: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1 or not 0 <= self.ema < 1 or not 0 <= self.hide_modality <= 1:
+            raise ValueError("'warmup', 'ema' and 'hide_modality' are parts of 1")
+
+
+class Hermes(Method):
+    """See the module."""
+
+    needs = Needs(
+        dims=(3,),
+        roles=("labelled",),
+        encoders=("residual", "medformer"),
+        patch_multiple=16,
+        several_datasets=True,
+        told_modality=True,
+    )
+    Config = Config
+
+    @classmethod
+    def propose(cls, situation: Situation) -> Proposal:
+        """Fit labelled volumes; best for several datasets."""
+        if situation.num_labelled == 0:
+            return Proposal(fits=False, score=0, reason="there is no labelled case to learn from")
+        if situation.is_picture:
+            return Proposal(fits=False, score=0, reason="it learns from volumes, and these are pictures")
+        several = situation.num_datasets > 1
+        return Proposal(
+            fits=True,
+            score=90 if several else 30,
+            reason=f"one network for {situation.num_datasets} datasets with {situation.num_classes} classes"
+            if several
+            else "made for several datasets; with one it is a U-Net with learned classifiers",
+            iterations=80_000,
+            lr=2e-3,
+            weight_decay=1e-5,
+            reasons={"iterations": "200 epochs of 400 steps, as released"},
+        )
+
+    @classmethod
+    def settle(cls, plan: Plan) -> Plan:
+        """Give every task and modality its number."""
+        config = _with_names(decode(Config, plan.config, where=f"plan '{plan.name}' config"), plan)
+        reasons = {
+            "config.tasks": f"{len(config.tasks)} classes of {len(plan.datasets)} datasets, numbered once",
+            "config.modalities": "from the names of channels and domains; others count as unknown",
+        }
+        return replace(plan, config=encode(config), reasons={**plan.reasons, **reasons})
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self.plan = plan
+        self.config = config = _with_names(
+            decode(Config, plan.config, where=f"plan '{plan.name}' config"), plan
+        )
+        if not config.shared.keys() <= {dataset.name for dataset in plan.datasets}:
+            raise MethodError(f"hermes: 'shared' names datasets that are not in plan '{plan.name}'.")
+        self.task_ids = tuple(
+            tuple(config.tasks.index(name) for name in task_names(dataset, config.shared))
+            for dataset in plan.datasets
+        )
+        num_added = len(added_tasks(config.tasks, plan.datasets, _new_datasets(config, plan), config.shared))
+        shape = PriorShape(
+            num_channels=plan.num_channels,
+            channels=config.channels,
+            depths=config.depths or DEPTHS[plan.encoder],
+            head_size=config.head_size,
+            num_tasks=len(config.tasks) - num_added,
+            num_added=num_added,
+            num_modalities=len(config.modalities),
+            num_tokens=config.modality_tokens,
+            masks_null=not config.compat,
+            recomputes=config.recompute,
+        )
+        self.network = PriorUNet(shape) if plan.encoder == "residual" else MedFormer(shape)
+        self.average = MovingAverage(self.network)
+        self.loss = TaskLoss(
+            [dataset.labels for dataset in plan.datasets],
+            num_slots=self.num_slots,
+            smooth=0.0 if config.compat else config.smooth,
+            expected=None if config.compat else self._expected_tasks(),
+        )
+
+    @property
+    def num_slots(self) -> int:
+        """Task slots of an element; one more than any dataset has tasks in ``compat``, as released."""
+        return max(map(len, self.task_ids)) + self.config.compat
+
+    def load_encoder(self, weights: Mapping[str, Tensor]) -> None:
+        """Load the published network, strictly; tokens are taken over for tasks of the same names."""
+        for wrapper in ("ema_model_state_dict", "model_state_dict", "state_dict"):
+            weights = weights.get(wrapper, weights)  # type: ignore[assignment]
+        names = {name.removeprefix("module."): value for name, value in weights.items()}
+        self._take_over(
+            from_published(names, self.network),
+            tasks=PUBLISHED_TASKS,
+            modalities=PUBLISHED_MODALITIES,
+            where=str(self.plan.encoder_weights),
+        )
+
+    def start_from(self, weights: Mapping[str, Tensor], plan: Plan, *, where: str) -> None:
+        """Take over what another run predicts with; tokens go by the names of tasks and modalities."""
+        if plan.method != self.plan.method:
+            raise MethodError(f"{where}: was trained with '{plan.method}', not with '{self.plan.method}'.")
+        config = _with_names(decode(Config, plan.config, where=where), plan)
+        averaged = {
+            key.removeprefix("average.").replace("/", "."): value
+            for key, value in weights.items()
+            if key.startswith("average.")
+        }
+        self._take_over(averaged, tasks=config.tasks, modalities=config.modalities, where=where)
+
+    def phases(self) -> Sequence[Phase]:
+        training, patch_size = self.plan.training, self.plan.patch_size
+        spatial = Spatial.for_patch(patch_size)
+        learnt = self._learnt()
+        train = Phase(
+            name="train",
+            num_steps=training.iterations,
+            batch_size=training.batch_size,
+            sample=Mixture(
+                tuple(self._sampler(dataset, spatial) for dataset in self.plan.datasets),
+                tuple(dataset.share * (dataset in learnt) for dataset in self.plan.datasets),
+            ),
+            augment=Augmentation(patch_size=patch_size, mirror_axes=(), keeps_slices=spatial.in_plane),
+            schedule=WarmupThenPoly(self.config.warmup),
+        )
+        return (train,)
+
+    def optimizers(self, phase: str) -> dict[str, Optimizer]:
+        training, config, network = self.plan.training, self.config, self.network
+        everything = list(network.parameters())
+        tokens = [pool.added for pool in network.pools() if pool.added is not None]
+        groups: list[dict[str, Any]] = [{"params": everything}]
+        if config.transfer == "incremental":
+            groups = [{"params": tokens}]
+        elif config.transfer != "none":
+            tokens += [pool.modalities for pool in network.pools()]
+            new = {id(parameter) for parameter in tokens}
+            heads = {id(parameter) for parameter in network.heads()} - new
+            if config.transfer == "priors":
+                groups = [{"params": [p for p in everything if id(p) in new | heads]}]
+            else:
+                old = [p for p in everything if id(p) not in new]
+                groups = [{"params": tokens}, {"params": old, "lr": training.lr * config.old_lr_factor}]
+        if config.optimizer == "adamw":
+            return {"main": AdamW(groups, training.lr, eps=config.eps, weight_decay=training.weight_decay)}
+        return {"main": Lamb(groups, training.lr, eps=config.eps, weight_decay=training.weight_decay)}
+
+    def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
+        tasks = batch["tasks"]
+        output: PriorOutput = self.network(batch["image"], tasks, batch["modality"])
+        outputs = [output.logits] if output.deep is None else [output.logits, output.deep]
+        segmentation = self.loss(outputs, batch["label"], batch["source"], tasks >= 0)
+        modality = self.loss.modality(output.modality, batch["true_modality"])
+        loss = segmentation + self.config.modality_weight * modality
+        update.minimise(loss)
+        # A young average would remember the random start: it trails less at first.
+        self.average.update(self.network, decay=min(self.config.ema, 1 - 1 / (at.step + 1)))
+        terms = {"loss": loss, "segmentation": segmentation, "modality": modality}
+        return {name: term.detach() for name, term in terms.items()}
+
+    def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:
+        dataset = self.plan.dataset(case.dataset)
+        tasks = torch.tensor(self.task_ids[self.plan.datasets.index(dataset)])
+        modality = torch.tensor(self._modality_of(case, dataset))
+
+        def logits(patches: Tensor, corners: Sequence[tuple[int, int, int]]) -> Tensor:
+            ids = (
+                number.to(patches.device).expand(len(patches), *number.shape) for number in (tasks, modality)
+            )
+            answer: Tensor = self.average.call(self.network, patches, *ids).logits.float()
+            if dataset.labels.is_exclusive:
+                return torch.cat([torch.zeros_like(answer[:, :1]), answer], dim=1)
+            return answer
+
+        return logits
+
+    def heatmaps(self) -> Mapping[str, Heatmap]:
+        """Return how alike the tokens of tasks are."""
+        state = {key: self.average.get_buffer(key.replace(".", "/")) for key in self.network.state_dict()}
+        network = type(self.network)(self.network.shape)
+        network.load_state_dict(state)
+        with torch.no_grad():
+            rows = network.similarity().cpu().tolist()
+        title = "Similarity of the task tokens (mean cosine over levels)"
+        values = tuple(tuple(row) for row in rows)
+        return {"task_similarity": Heatmap(title=title, names=self.config.tasks, values=values)}
+
+    def _take_over(
+        self, weights: Mapping[str, Tensor], *, tasks: Sequence[str], modalities: Sequence[str], where: str
+    ) -> None:
+        state = translate(
+            weights,
+            self.network,
+            tasks=(tasks, self.config.tasks),
+            modalities=(modalities, self.config.modalities),
+        )
+        restore(self.network, state, where=where)
+        self.average = MovingAverage(self.network)
+        common = sum(name in tasks for name in self.config.tasks)
+        logger.info("%s: tokens of %d of %d tasks taken over.", where, common, len(self.config.tasks))
+
+    def _learnt(self) -> tuple[DatasetPlan, ...]:
+        """Return the datasets that training draws from."""
+        return _new_datasets(self.config, self.plan) or self.plan.datasets
+
+    def _sampler(self, dataset: DatasetPlan, spatial: Spatial) -> TaskPatches:
+        ids = self.task_ids[self.plan.datasets.index(dataset)]
+        domains: tuple[str | None, ...] = (None, *sorted(set(dataset.domains.values())))
+        return TaskPatches(
+            labelled=Labelled(
+                self.plan.patch_size, self.config.oversample, dataset=dataset.name, spatial=spatial
+            ),
+            tasks=ids + (-1,) * (self.num_slots - len(ids)),
+            modality_of_domain=tuple(
+                (domain, modality_of_case(dataset, domain, self.config.modalities)) for domain in domains
+            ),
+            hide_modality=0.0 if self.config.compat else self.config.hide_modality,
+        )
+
+    def _modality_of(self, case: Case, dataset: DatasetPlan) -> int:
+        known = self.config.modalities
+        asked = case.prompts.get("modality")
+        if asked is None:
+            return modality_of_case(dataset, case.domain, known)
+        if asked != UNKNOWN and asked not in known:
+            listed = ", ".join((*known, UNKNOWN))
+            raise MethodError(
+                f"The model has no modality '{asked}'{did_you_mean(asked, known)}; it knows {listed}."
+            )
+        return known.index(asked) if asked in known else -1
+
+    def _expected_tasks(self) -> float:
+        learnt = self._learnt()
+        total = sum(dataset.share for dataset in learnt)
+        return sum(dataset.share * len(dataset.labels.names) for dataset in learnt) / total
+
+
+def _new_datasets(config: Config, plan: Plan) -> tuple[DatasetPlan, ...]:
+    """Return the datasets that only this run learns; none unless it is a transfer."""
+    if config.transfer == "none":
+        return ()
+    names = [dataset.name for dataset in plan.datasets]
+    for name in config.new_datasets:
+        if name not in names:
+            raise MethodError(
+                f"hermes: there is no dataset '{name}' in plan '{plan.name}' (config.new_datasets)"
+                f"{did_you_mean(name, names)}; it has {', '.join(names)}."
+            )
+    return tuple(dataset for dataset in plan.datasets if dataset.name in (config.new_datasets or names))
+
+
+def _with_names(config: Config, plan: Plan) -> Config:
+    """Append the tasks and modalities that the datasets have and the config does not, new datasets' last."""
+    new = _new_datasets(config, plan)
+    ordered = [*(dataset for dataset in plan.datasets if dataset not in new), *new]
+    tasks = [name for dataset in ordered for name in task_names(dataset, config.shared)]
+    # Incremental learning trains nothing but task tokens: another modality is an unknown one there.
+    seen = [d for d in ordered if config.transfer != "incremental" or d not in new]
+    return replace(
+        config,
+        tasks=append_new(config.tasks, tasks),
+        modalities=append_new(config.modalities, [name for d in seen for name in modalities_of(d)]),
+    )
+
+
+METHOD = Hermes

@@ -1,0 +1,100 @@
+"""Tasks and modalities of several datasets: what each is called, and which number it has.
+
+A task is one class of one dataset, because datasets draw the same organ by different rules. Its name is
+``<dataset>/<class>``; its number is its place in a list that is kept in the plan. New names are appended, so
+that a number stays what it is.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from medplan.errors import MethodError
+from medplan.plan.schema import DatasetPlan
+
+__all__ = [
+    "UNKNOWN",
+    "added_tasks",
+    "append_new",
+    "modalities_of",
+    "modality_of",
+    "modality_of_case",
+    "task_names",
+]
+
+UNKNOWN = "unknown"
+"""Name of the modality of an image of which nothing is known."""
+
+_SEQUENCES = (
+    ("LGE", r"\blge\b|late.gadolinium"),
+    ("bSSFP", r"\bb?ssfp\b"),
+    ("cine", r"\bcine\b"),
+    ("FLAIR", r"\bflair\b"),
+    ("DWI", r"\bdwi\b|\badc\b|diffusion"),
+    ("T1", r"\bt1"),
+    ("T2", r"\bt2"),
+)
+
+
+def task_names(dataset: DatasetPlan, shared: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the task of each class of a dataset.
+
+    Args:
+        shared: per dataset another one whose tasks its classes are, where both were drawn by one rule.
+    """
+    owner = shared.get(dataset.name, dataset.name)
+    return tuple(f"{owner}/{name}" for name in dataset.labels.names)
+
+
+def append_new(known: Sequence[str], found: Sequence[str]) -> tuple[str, ...]:
+    """Return the known names in their order, followed by those found that are not among them."""
+    return tuple(dict.fromkeys((*known, *found)))
+
+
+def added_tasks(
+    tasks: Sequence[str],
+    datasets: Sequence[DatasetPlan],
+    new: Sequence[DatasetPlan],
+    shared: Mapping[str, str],
+) -> tuple[str, ...]:
+    """Return the tasks that only the new ones among the datasets have; they have the last numbers.
+
+    Raises: MethodError if they have not.
+    """
+    old = {name for each in datasets if each not in new for name in task_names(each, shared)}
+    found = {name for each in new for name in task_names(each, shared)} - old
+    added = tuple(name for name in tasks if name in found)
+    if added and tuple(tasks[-len(added) :]) != added:
+        raise MethodError("The tasks of new datasets should come last in 'config.tasks'; plan again.")
+    return added
+
+
+def modalities_of(dataset: DatasetPlan) -> tuple[str, ...]:
+    """Return the known modalities of a dataset's images."""
+    domains: list[str | None] = [*sorted(set(dataset.domains.values()))]
+    cases = {case for fold in dataset.folds for ids in fold.values() for case in ids}
+    if not cases <= dataset.domains.keys():
+        domains.append(None)
+    names = dict.fromkeys(modality_of(dataset, domain) for domain in domains)
+    return tuple(name for name in names if name != UNKNOWN)
+
+
+def modality_of(dataset: DatasetPlan, domain: str | None = None) -> str:
+    """Return the modality of a dataset's images, or of those of one of its domains.
+
+    It is CT, PET and the like, or the MR sequence that the domain or the first channel names; `UNKNOWN` for
+    MR of which no sequence is named.
+    """
+    for text in (domain or "", dataset.channels[0]):
+        for name, pattern in _SEQUENCES:
+            if re.search(pattern, text, re.IGNORECASE):
+                return name
+        if text.upper() in ("CT", "PET"):
+            return text.upper()
+    kind = dataset.modalities[0]
+    return UNKNOWN if kind in ("MR", "other") else str(kind)
+
+
+def modality_of_case(dataset: DatasetPlan, domain: str | None, modalities: Sequence[str]) -> int:
+    """Return the number of a case's modality, -1 if it is unknown."""
+    name = modality_of(dataset, domain)
+    return modalities.index(name) if name in modalities else -1
