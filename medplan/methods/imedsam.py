@@ -76,7 +76,7 @@ class Config:
         max_exponent: highest frequency of the coordinates; None is 10 in compat, else what the grid resolves.
         dropout, passes, share: of the choice of points that are refined.
         uncertainty: see `medplan.networks.implicit.ImplicitDecoder`.
-        points: per image that are learned from in a step, drawn anew; 0 for all, None for all but 8192 with
+        points: per image that are learned from in a step, drawn anew; 0 for all, None for all but 2048 with
             the tiny encoder.
         dice, bce: weights of the losses; None is 0.2 (0 in compat) for bce.
         epochs: into which the training is divided, for the two below.
@@ -379,7 +379,7 @@ class ImedSam(Method):
         number = shape[0] * shape[1]
         wanted = self.config.points
         if wanted is None:
-            wanted = 8192 if self.plan.encoder == "tiny" else 0
+            wanted = 2048 if self.plan.encoder == "tiny" else 0
         if wanted == 0 or wanted >= number:
             return None
         return torch.randperm(number, device=device)[:wanted]

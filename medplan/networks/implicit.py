@@ -261,8 +261,9 @@ class ImplicitDecoder(nn.Module):
         """Return doubt_BP: the higher, the rather is a point refined."""
         if self.uncertainty == "margin":
             return -output_BPF[..., 0].abs()
-        generator = torch.Generator().manual_seed(0)
-        kept_TF = torch.rand(self.passes, output_BPF.shape[-1], generator=generator) >= self.dropout
+        generator = torch.Generator("cpu").manual_seed(0)
+        shape = (self.passes, output_BPF.shape[-1])
+        kept_TF = torch.rand(shape, generator=generator, device="cpu") >= self.dropout
         scale_TF = (kept_TF / (1 - self.dropout)).to(output_BPF.device, output_BPF.dtype)
         # The variance over passes of a channel that is only scaled is the variance of its scales.
         spread_F = scale_TF.var(0) / output_BPF.shape[-1]

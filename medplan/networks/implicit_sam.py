@@ -9,6 +9,7 @@ Shapes: B images, C channels, Y X pixels, D width of the tokens, h w = Y / 16, X
 
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -144,7 +145,7 @@ class ImplicitSam(nn.Module):
 
     def positional(self) -> Tensor:
         """Return the positional code of the token grid (256, h, w)."""
-        with torch.autocast(self._device.type, enabled=False):
+        with self._in_full_precision():
             code: Tensor = self.prompt_encoder.get_dense_pe()[0]
         return code
 
@@ -156,7 +157,7 @@ class ImplicitSam(nn.Module):
         """
         decoder = self.mask_decoder
         # Corner codes turn by hundreds of radians across the image: half precision would scatter them.
-        with torch.autocast(self._device.type, enabled=False):
+        with self._in_full_precision():
             # SAM names the first and the last pixel inside.
             pixels_B4 = box_B4 - box_B4.new_tensor((0.0, 0.0, 1.0, 1.0))
             corners_B2C, dense_BChw = self.prompt_encoder(points=None, boxes=pixels_B4, masks=None)
@@ -191,6 +192,8 @@ class ImplicitSam(nn.Module):
         """
         idle = (
             "mask_decoder.output_hypernetworks_mlps.", "mask_decoder.iou_prediction_head.",
+            "mask_decoder.transformer.final_attn_token_to_image.",
+            "mask_decoder.transformer.norm_final_attn.",
             "prompt_encoder.mask_downscaling.", "prompt_encoder.not_a_point_embed.",
             "prompt_encoder.point_embeddings.0.", "prompt_encoder.point_embeddings.1.",
         )  # fmt: skip
@@ -223,10 +226,10 @@ class ImplicitSam(nn.Module):
         state = {name: value for name, value in state.items() if not _is_added(name)}
         restore(self, state | released_state(weights, where=where), where=where)
 
-    @property
-    def _device(self) -> torch.device:
+    def _in_full_precision(self) -> AbstractContextManager[Any]:
         device: torch.device = self.mask_decoder.iou_token.weight.device
-        return device
+        # Tensors without values know no autocast.
+        return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def is_released(weights: Mapping[str, object]) -> bool:

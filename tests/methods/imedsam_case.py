@@ -15,7 +15,7 @@ CONFIG = {
     "whole_share": 0.5,
 }
 MAY_REST = ("network.prompt_encoder.", "network.encoder.vit.blocks.", "network.mask_decoder.")
-"""A zero bias of the attention gets no gradient of keys; corners are idle while the whole image is prompted."""
+"""Biases of keys get no gradient, and points and masks are never prompted with."""
 RANK_TOLERANCE = None
 """Batch normalisation of the decoder: the points of a batch learn from each other."""
 OVERFIT = {"lr": 3e-3}
