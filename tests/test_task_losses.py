@@ -1,0 +1,77 @@
+"""Losses of tasks: empty slots cost nothing, absent tasks teach, the datasets' labels become targets."""
+
+import pytest
+import torch
+
+from medplan.data.labels import IGNORE, LabelSpace
+from medplan.task_losses import TaskLoss, adaptive_tversky, binary_cross_entropy, pool_slots
+
+TWO = LabelSpace(names=("liver", "spleen"), values=((1,), (2,)))
+REGIONS = LabelSpace(names=("whole", "core"), values=((1, 2), (2,)), region_order=(1, 2))
+
+
+def make(expected=2.0, smooth=1.0):
+    return TaskLoss([TWO, REGIONS], num_slots=3, smooth=smooth, expected=expected)
+
+
+def test_codes_become_one_target_per_task_of_their_dataset():
+    codes = torch.tensor([0, 1, 2, IGNORE], dtype=torch.int16).reshape(1, 1, 1, 4).expand(2, 1, 1, 4)
+    target, valid = make().targets(codes, torch.tensor([0, 1]))
+    assert target[0, :, 0, 0, :3].int().tolist() == [[0, 1, 0], [0, 0, 1], [0, 0, 0]]
+    assert target[1, :, 0, 0, :3].int().tolist() == [[0, 1, 1], [0, 0, 1], [0, 0, 0]]
+    assert valid[:, 0, 0, 0].tolist() == [[True, True, True, False]] * 2
+
+
+def test_neither_empty_slots_nor_ignored_voxels_have_a_gradient():
+    logits = torch.randn(1, 3, 2, 3, 4, requires_grad=True)
+    codes = torch.randint(0, 3, (1, 2, 3, 4), dtype=torch.int16)
+    codes[:, 0] = IGNORE
+    make()([logits], codes, torch.tensor([0]), torch.tensor([[True, True, False]])).backward()
+    assert logits.grad[:, 2].abs().max() == 0 and logits.grad[:, :, 0].abs().max() == 0
+    assert logits.grad[:, :2, 1].abs().min() > 0
+
+
+@pytest.mark.parametrize("expected", [2.0, None])
+def test_a_batch_without_any_task_has_a_loss_of_zero(expected):
+    codes = torch.zeros(2, 2, 3, 4, dtype=torch.int16)
+    is_real = torch.zeros(2, 3, dtype=torch.bool)
+    loss = make(expected)([torch.randn(2, 3, 2, 3, 4)], codes, torch.tensor([0, 1]), is_real)
+    assert loss == 0
+
+
+def test_an_absent_task_costs_nothing_once_it_is_not_predicted_and_has_a_gradient_before():
+    target = torch.zeros(1, 1, 4, 4, 4, dtype=torch.bool)
+    assert adaptive_tversky(torch.full((1, 1, 4, 4, 4), -30.0), target) < 1e-6
+    logits = torch.full((1, 1, 4, 4, 4), -2.0, requires_grad=True)
+    adaptive_tversky(logits, target).sum().backward()
+    assert logits.grad.min() > 0
+    released = torch.full((1, 1, 4, 4, 4), -2.0, requires_grad=True)
+    adaptive_tversky(released, target, smooth=0.0).sum().backward()
+    assert released.grad.abs().max() == 0
+
+
+def test_halves_of_a_batch_have_the_mean_loss_of_the_whole_whatever_tasks_they_hold():
+    loss, source = make(), torch.tensor([0, 1])
+    logits, codes = torch.randn(2, 3, 2, 3, 4), torch.randint(0, 3, (2, 2, 3, 4), dtype=torch.int16)
+    is_real = torch.tensor([[True, False, False], [True, True, True]])
+    parts = [loss([logits[i : i + 1]], codes[i : i + 1], source[i : i + 1], is_real[i : i + 1]) for i in (0, 1)]
+    assert loss([logits], codes, source, is_real) == pytest.approx(sum(parts).item() / 2, rel=1e-6)
+
+
+def test_losses_are_computed_in_float32():
+    logits = torch.randn(1, 1, 8, 8, 8).half()
+    target = torch.rand(1, 1, 8, 8, 8) < 0.5
+    for loss in (binary_cross_entropy, adaptive_tversky):
+        assert loss(logits, target).dtype == torch.float32
+        assert torch.allclose(loss(logits, target), loss(logits.float(), target))
+
+
+def test_slots_count_alike_as_released():
+    values, is_real = torch.tensor([[1.0, 5.0], [3.0, 7.0]]), torch.tensor([[True, False], [True, True]])
+    assert pool_slots(values, is_real) == pytest.approx(11 / 3)
+
+
+def test_an_unknown_modality_costs_nothing():
+    scores = torch.randn(3, 4)
+    assert make().modality(scores, torch.tensor([-1, -1, -1])) == 0
+    assert make(None).modality(scores, torch.tensor([-1, -1, -1])) == 0
