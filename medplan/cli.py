@@ -114,9 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     verb("methods", "planning", "List the methods.")
 
     train = verb("train", "training", "Train a method.", _dataset, _workers, _device, _workspace)
-    train.add_argument(
-        "-m", "--method", help="method (default: the only one planned, else the recommended one)"
-    )
+    train.add_argument("-m", "--method", help="method (default: the recommended one)")
     train.add_argument(
         "--fold", default="0", help="number, or 'all' to learn from every labelled case (default 0)"
     )
@@ -146,6 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("--mirror", action="store_true", help="average over mirrored images")
     predict.add_argument("--probabilities", action="store_true", help="also write class probabilities")
+    predict.add_argument("--extras", action="store_true", help="also write flows and the like")
     predict.add_argument(
         "--no-postprocessing", dest="postprocessing", action="store_false", help="leave components"
     )

@@ -27,6 +27,7 @@ def predict(
     step: float,
     mirror: bool,
     probabilities: bool,
+    extras: bool,
     postprocessing: bool,
     prompts: Path | None,
     prompt_mode: Literal["auto", "none"],
@@ -72,7 +73,9 @@ def predict(
         modality=modality,
     )
     print(f"Model: {source}", flush=True)
-    run_prediction(input, output, loaded, options=options, probabilities=probabilities, prompts=prompts)
+    run_prediction(
+        input, output, loaded, options=options, probabilities=probabilities, extras=extras, prompts=prompts
+    )
     print(f"Predictions: {output}")
 
 

@@ -19,6 +19,7 @@ import torch
 from medplan.data.dataset import RawCase, find_inputs
 from medplan.data.images import PICTURE_ENDINGS, ending_of, read_image, write_label
 from medplan.errors import DataError, MedplanError, PlanError, UsageError, did_you_mean
+from medplan.predict.extras import write_extras
 from medplan.predict.model import Model, Options, Prepared
 from medplan.predict.prompts import Boxes, describe, read_boxes
 from medplan.progress import track
@@ -47,6 +48,7 @@ def predict(
     *,
     options: Options | None = None,
     probabilities: bool = False,
+    extras: bool = False,
     prompts: Path | None = None,
 ) -> tuple[Path, ...]:
     """Segment an image, a folder of images or a DICOM folder.
@@ -59,6 +61,7 @@ def predict(
         output: folder for the label maps.
         probabilities: also write ``CASE_probabilities.npz``: float16 (K, Z, Y, X) on the image's grid under
             the key ``probabilities``; background comes first for exclusive classes.
+        extras: also write what else the method says of a case, see `medplan.predict.extras`.
         prompts: boxes per case, see `medplan.predict.prompts`.
 
     Returns: the label maps, sorted by case.
@@ -67,7 +70,14 @@ def predict(
     options = options or Options()
     cases = find_inputs(inputs, len(model.dataset.channels), model.dataset.file_ending)
     boxes = {} if prompts is None else _boxes_of(prompts, cases, model)
-    job = _Job(model=model, options=options, output=output, probabilities=probabilities, boxes=boxes)
+    job = _Job(
+        model=model,
+        options=options,
+        output=output,
+        probabilities=probabilities,
+        extras=extras,
+        boxes=boxes,
+    )
     sources = {image.resolve() for case in cases for image in case.images}
     for case in cases:
         if job.path(case).resolve() in sources:
@@ -103,6 +113,7 @@ class _Job:
     options: Options
     output: Path
     probabilities: bool
+    extras: bool
     boxes: Boxes
 
     def prepare(self, case: RawCase) -> "_Waiting | Path":
@@ -131,6 +142,8 @@ class _Job:
                 scratch.unlink(missing_ok=True)
         path = write_label(self.path(case), label, waiting.prepared.geometry)
         files.append(path)
+        if self.extras:
+            files += write_extras(self.model, waiting.prepared, path)
         digests = {file.name: _sha256([file]) for file in files}
         write_json(Record(made_from=waiting.made_from, files=digests), self._record(case))
         return path
@@ -153,7 +166,11 @@ class _Job:
             self.model.runtime.precision,
             encode(self.options),
         ]
-        facts += [self.probabilities, given and {name: box.tolist() for name, box in given.items()}]
+        facts += [
+            self.probabilities,
+            self.extras,
+            given and {name: box.tolist() for name, box in given.items()},
+        ]
         facts.append(_sha256(case.images))
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
