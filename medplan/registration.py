@@ -32,6 +32,10 @@ def local_correlation(
     with full_precision(first_BCZYX):
         kind = torch.promote_types(first_BCZYX.dtype, torch.float32)
         first, second = first_BCZYX.to(kind), second_BCZYX.to(kind)
+        if not compat:
+            # Differences of large sums would drown in rounding; a shift changes no correlation.
+            first = first - first.detach().mean(dim=(2, 3, 4), keepdim=True)
+            second = second - second.detach().mean(dim=(2, 3, 4), keepdim=True)
         stacked = torch.stack([first, second, first * first, second * second, first * second])
         sums = window_sums(stacked.flatten(0, 2), window).view_as(stacked)
         count: Any = float(window**3)
@@ -70,6 +74,10 @@ def _sum_along_axes(volumes: Tensor, window: int) -> Tensor:
     for axis in range(3):
         sides = [window if other == axis else 1 for other in range(3)]
         margins = [side // 2 for side in sides]
+        if volumes.shape[axis - 3] < window:
+            # Pooling refuses windows that are longer than the volume, whatever the padding.
+            volumes = F.pad(volumes, [margin for margin in reversed(margins) for _ in range(2)])
+            margins = [0, 0, 0]
         volumes = F.avg_pool3d(volumes, sides, stride=1, padding=margins) * window
     return volumes
 
