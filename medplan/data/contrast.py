@@ -67,7 +67,7 @@ class TwoViews:
         lower, upper = self._crop(case.shape[1:], rng)
         pixels = case.image((z, *lower), (z + 1, *upper))[:, 0]
         if len(pixels) != self.channels:
-            pixels = np.repeat(pixels.mean(0, keepdims=True), self.channels, axis=0)
+            pixels = pixels.mean(0, keepdims=True)
         picture = _resize(pixels, self.side)
         low, high = float(picture.min()), float(picture.max())
         picture = (picture - low) / max(high - low, 1e-6)
@@ -81,6 +81,7 @@ class TwoViews:
         if rng.random() < self.flip_probability:
             picture = picture[..., ::-1]
         picture = (picture - picture.mean()) / max(float(picture.std()), 1e-3)
+        picture = np.broadcast_to(picture, (self.channels, self.side, self.side))
         return np.ascontiguousarray(picture[:, None], dtype=np.float32)
 
     def _crop(

@@ -253,7 +253,7 @@ class DenseMP(Method):
             config.shift,
         )
         samplers: dict[str, Sampler] = {
-            "contrastive": TwoViews(config.contrastive_side, self.channels, slices),
+            "contrastive": TwoViews(config.contrastive_side, self.plan.num_channels, slices),
             "superpixel": superpixels,
             "finetune": MixedEpisodes(labelled, superpixels, config.manual_share),
         }
@@ -340,9 +340,7 @@ class DenseMP(Method):
 
     def encode(self, pictures_BCYX: Tensor) -> Tensor:
         """Return features (B, C, Y / 8, X / 8); a grey picture is shown three times."""
-        if pictures_BCYX.shape[1] != self.channels:
-            pictures_BCYX = pictures_BCYX.expand(-1, self.channels, -1, -1)
-        features: Tensor = self.encoder(pictures_BCYX)
+        features: Tensor = self.encoder(pictures_BCYX.expand(-1, self.channels, -1, -1))
         return features
 
     def classifier(self, window: int) -> Classifier:
@@ -351,7 +349,8 @@ class DenseMP(Method):
 
     def _contrast(self, batch: Batch, update: Update) -> dict[str, Tensor]:
         assert self.contrast is not None
-        views = (batch[name][:, :, 0] for name in ("first_view", "second_view"))
+        pictures = (batch[name][:, :, 0] for name in ("first_view", "second_view"))
+        views = (picture.expand(-1, self.channels, -1, -1) for picture in pictures)
         whole, cells = self.contrast.losses(
             self.encoder.backbone, *views, output_stride=self.config.contrastive_stride
         )

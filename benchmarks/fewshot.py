@@ -1,0 +1,110 @@
+"""Few-shot Dice of DenseMP weights on the validation cases of a fold, as papers and as users measure it.
+
+    python benchmarks/fewshot.py WEIGHTS.pt --workspace . [--fold 0] [--classes "left kidney"] [--random]
+
+``published`` follows SSL-ALPNet and DenseMP: the true extent of the class along z is known, split into three
+parts, each served by the middle slice of the same part of the support; only slices of the extent are scored,
+so that false positives elsewhere cost nothing. ``honest`` knows nothing of the query: slices are matched by
+position (or likeness), every slice is scored.
+
+WEIGHTS.pt is a run's ``last.pt``, or what a phase left (``contrastive.pt``, ``superpixel.pt``). ``--random``
+takes its plan and leaves the encoder random.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medplan import checkpoint, registry
+from medplan.data.cases import Case, CaseStore
+from medplan.data.slices import slices_with
+from medplan.predict.sliding_window import predict_classes
+from medplan.workspace import Workspace
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--workspace", type=Path)
+    parser.add_argument("--fold", type=int, default=0)
+    parser.add_argument("--classes", nargs="+", help="default: the novel ones of the plan")
+    parser.add_argument("--random", action="store_true", help="leave the encoder as it is drawn")
+    parser.add_argument("--encoder", type=Path, help="with --random: take the backbone from this file")
+    parser.add_argument("--correspondence", default="position", choices=["position", "similarity"])
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    state = checkpoint.load(options.weights)
+    plan = checkpoint.plan_of(state, path=options.weights)
+    plan = replace(
+        plan, encoder_weights=None, config={**plan.config, "correspondence": options.correspondence}
+    )
+    torch.manual_seed(plan.training.seed)
+    method = registry.find(plan.method)(plan)
+    if not options.random:
+        checkpoint.restore(method, state["weights"], where=str(options.weights))
+    if options.encoder is not None:
+        method.load_encoder(checkpoint.load(options.encoder))
+    method.to(options.device).eval()
+    space = Workspace.open(options.workspace)
+    folders = {
+        dataset.name: space.preprocessed_folder(dataset.name, dataset.preprocessed_name(plan.grid))
+        for dataset in plan.datasets
+    }
+    store = CaseStore(folders, plan, options.fold)
+    support = [store[key] for key in store.role("support")]
+    classes = options.classes or plan.learned[0].novel
+    names = plan.learned[0].labels.names
+    start = time.monotonic()
+    rows: dict[str, dict[str, list[float]]] = {name: {"published": [], "honest": []} for name in classes}
+    for key in store.role("validation"):
+        case = store[key]
+        for name in classes:
+            code = names.index(name) + 1
+            dice = score(method, plan, case, support, code, options.device)
+            for mode, value in dice.items():
+                rows[name][mode].append(value)
+    for mode in ("published", "honest"):
+        means = {name: float(np.nanmean(found[mode])) for name, found in rows.items()}
+        listed = "  ".join(f"{name} {100 * value:.1f}" for name, value in means.items())
+        print(f"{mode:<10} mean {100 * float(np.mean(list(means.values()))):5.1f}  {listed}")
+    count = len(store.role("validation"))
+    print(f"{count} cases, {len(support)} shot, {time.monotonic() - start:.0f} s", file=sys.stderr)
+
+
+@torch.no_grad()
+def score(
+    method: Any, plan: Any, case: Case, support: list[Case], code: int, device: str
+) -> dict[str, float]:
+    """Return the Dice of one class, by mode; NaN where the query does not show it."""
+    shown = [only(other, code) for other in support]
+    truth = case.label() == code
+    found = slices_with(case, code)
+    if not len(found):
+        return {"published": float("nan"), "honest": float("nan")}
+    extent = (int(found[0]), int(found[-1]))
+    labels = replace(plan.learned[0].labels, names=("class",), values=((1,),))
+    dice = {}
+    for mode, prompts in (("published", {"extent": {1: extent}}), ("honest", {})):
+        query = replace(case, prompts={**prompts, "classes": ("class",)})
+        predictor = method.predictor(query, shown)
+        predicted = predict_classes(predictor, query, labels, patch_size=plan.patch_size, device=device) == 1
+        inside = slice(extent[0], extent[1] + 1) if mode == "published" else slice(None)
+        overlap = (predicted[inside] & truth[inside]).sum()
+        dice[mode] = float(2 * overlap / (predicted[inside].sum() + truth[inside].sum()))
+    return dice
+
+
+def only(case: Case, code: int) -> Case:
+    """Return an example that shows one class, as code 1, and nothing else."""
+    codes = (case.label() == code).astype(np.int16)
+    return replace(case, codes=codes, locations={1: case.locations[code]})
+
+
+if __name__ == "__main__":
+    main()
