@@ -160,7 +160,8 @@ def _mean(features_BCYX: Tensor, mask_BYX: Tensor) -> Tensor:
 
 def _unit(vectors: Tensor, dim: int) -> Tensor:
     vectors = vectors if vectors.dtype == torch.float64 else vectors.float()
-    return vectors / torch.linalg.vector_norm(vectors, dim=dim, keepdim=True).clamp_min(MIN_NORM)
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
+    return vectors / length.clamp_min(MIN_NORM)
 
 
 def _full_precision(tensor: Tensor) -> AbstractContextManager[object]:
