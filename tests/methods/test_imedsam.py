@@ -1,0 +1,267 @@
+"""The laws of I-MedSAM as a method: prompts, classes, schedules, weights, proposals."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from medplan.data.cases import Case
+from medplan.data.labels import LabelSpace
+from medplan.errors import CheckpointError, MethodError
+from medplan.losses import mask_loss
+from medplan.method import Progress, Situation
+from medplan.methods.imedsam import METHOD, Config, falling
+from medplan.networks.prompted_answers import NOTHING
+from tests.conformance.tiny import build, tiny_plan
+from tests.networks.test_implicit_sam import released_names, sam_file
+
+SIDE = 32
+
+
+def make(**changes):
+    plan = tiny_plan("imedsam")
+    config = {**plan.config, **changes.pop("config", {})}
+    plan = replace(plan, config=config, **changes)
+    return build(plan), plan
+
+
+def case_of(shape=(1, SIDE, SIDE), **prompts):
+    pixels = np.random.default_rng(0).random((1, *shape)).astype(np.float32)
+    return Case(key="Phantom/a", pixels=pixels, prompts=prompts)
+
+
+def logits(method, case, shape=None):
+    method.eval()
+    with torch.no_grad():
+        if shape is not None:
+            return torch.cat(list(method.answers_at(case, (), shape)), dim=1)
+        corners = [(z, 0, 0) for z in range(case.shape[0])]
+        patches = torch.from_numpy(case.image()).movedim(1, 0).unsqueeze(2)
+        return method.predictor(case, ())(patches, corners)[:, :, 0].movedim(0, 1)
+
+
+def situation(**changes):
+    facts = {
+        "num_datasets": 1, "num_labelled": 100, "num_unlabelled": 0, "num_classes": 1, "domains": (),
+        "modalities": ("RGB",), "is_picture": True, "spacing_mm": None, "median_shape": (1, 500, 600),
+    }  # fmt: skip
+    return Situation(**{**facts, **changes})
+
+
+def test_weights_of_the_stages_and_openness_are_the_paper_s():
+    config = Config()
+    assert [config.fine_weight(epoch / 1000) for epoch in (0, 3, 4, 500)] == [0.2, 0.8, 1.0, 1.0]
+    assert [config.openness(epoch / 1000) for epoch in (0, 9, 19, 999)] == [0.05, 0.5, 1.0, 1.0]
+    assert falling(0.0) == 1.0 and falling(1.0) == pytest.approx(0.001)
+
+
+def test_wrong_numbers_are_refused():
+    with pytest.raises(ValueError, match="'share' should be within"):
+        Config(share=1.5)
+    with pytest.raises(ValueError, match="'passes' should be at least 2"):
+        Config(passes=1)
+
+
+def test_loss_is_squared_dice_and_cross_entropy_counts_only_if_asked():
+    torch.manual_seed(0)
+    found, target = torch.randn(2, 50), torch.rand(2, 50) > 0.5
+    valid = torch.ones_like(target)
+    p, g = found.sigmoid(), target.float()
+    naive = (1 - (2 * (p * g).sum(1) + 1e-5) / ((p * p).sum(1) + g.sum(1) + 1e-5)).mean()
+    assert torch.allclose(mask_loss(found, target, valid, dice=0.8, bce=0), 0.8 * naive)
+    bce = torch.nn.functional.binary_cross_entropy_with_logits(found, g)
+    assert torch.allclose(mask_loss(found, target, valid), 0.8 * naive + 0.2 * bce)
+    valid[:, 25:] = False
+    changed = torch.where(valid, target, ~target)
+    assert torch.allclose(mask_loss(found, target, valid), mask_loss(found, changed, valid))
+
+
+def test_boxes_of_the_user_are_followed_slice_by_slice():
+    method, _ = make()
+    boxes = np.array([[1.0, 2, 3, 3, 20, 18]])
+    found = logits(method, case_of((4, SIDE, SIDE), boxes=boxes))
+    assert found.shape == (3, 4, SIDE, SIDE)
+    empty = (found[1:] == NOTHING).flatten(2).all(2)
+    assert empty.tolist() == [[True, False, False, True]] * 2
+    assert (found[0] == 0).all(), "background is the logit of probability 1/2"
+
+
+def test_boxes_by_class_leave_the_other_classes_to_the_mode():
+    method, _ = make()
+    boxes = {"liver": np.zeros((0, 6))}
+    found = logits(method, case_of(boxes=boxes, mode="none"))
+    assert (found[1] == NOTHING).all()
+    assert torch.allclose(found[2], logits(method, case_of(mode="none"))[2], atol=1e-5)
+
+
+def test_several_boxes_are_united():
+    method, _ = make()
+    one, two = np.array([[0.0, 2, 3, 1, 12, 9]]), np.array([[0.0, 16, 20, 1, 30, 30]])
+    both = logits(method, case_of(boxes=np.concatenate([one, two])))
+    expected = torch.maximum(logits(method, case_of(boxes=one)), logits(method, case_of(boxes=two)))
+    assert torch.allclose(both, expected, atol=1e-5)
+
+
+def test_without_boxes_a_first_look_finds_them(monkeypatch):
+    method, _ = make()
+    method.eval()
+    seen = []
+    answers = method._answers()
+
+    def answer(embedding, box, number, shape, depth):
+        seen.append(box.tolist())
+        field = torch.full(shape, -1.0)
+        field[4:14, 6:16] = 1.0
+        return field
+
+    monkeypatch.setattr(type(answers), "answer", lambda self, *given: answer(*given))
+    logits(method, case_of())
+    whole = [0, 0, SIDE, SIDE]
+    assert seen[0] == seen[2] == whole
+    assert seen[1] == pytest.approx([5.5, 3.5, 16.5, 14.5])
+    seen.clear()
+    logits(method, case_of(mode="none"))
+    assert seen == [whole, whole]
+
+
+def test_answers_come_at_any_size_and_do_not_depend_on_chunks():
+    method, _ = make()
+    case = case_of(mode="none")
+    prepared = logits(method, case)
+    assert torch.allclose(logits(method, case, (1, SIDE, SIDE)), prepared, atol=1e-5)
+    for height, width in ((7, 5), (2, 3), (96, 40)):
+        assert logits(method, case, (1, height, width)).shape == (3, 1, height, width)
+    large = logits(method, case, (1, 3 * SIDE, 3 * SIDE))[1, 0, 1::3, 1::3]
+    agreement = ((large > 0) == (prepared[1, 0] > 0)).float().mean()
+    assert agreement > 0.9
+    assert method.answers_at(case_of((1, 48, 40)), (), (1, 48, 40)) is None
+    assert method.answers_at(case, (), (2, SIDE, SIDE)) is None
+
+
+def test_a_first_look_that_finds_nothing_keeps_the_whole_image():
+    method, _ = make()
+    for head in method.network.decoder.coarse_heads:
+        head.bias.data.fill_(-50)
+    method.network.decoder.share = 0.0
+    auto, none = logits(method, case_of()), logits(method, case_of(mode="none"))
+    assert torch.equal(auto, none) and (auto[1:] < 0).all()
+
+
+def test_a_step_with_an_empty_or_unannotated_target_is_finite():
+    method, _ = make()
+    for code in (0, -1):
+        batch = {
+            "image": torch.zeros(2, 1, 1, SIDE, SIDE),
+            "label": torch.full((2, 1, SIDE, SIDE), code, dtype=torch.int16),
+            "class": [0, 1], "jitter": torch.rand(2, 4), "whole": torch.tensor([0.0, 1.0]),
+            "depth": torch.zeros(2),
+        }  # fmt: skip
+
+        class Checks:
+            def minimise(self, loss, name="main", *, keep_graph=False):
+                gradients = torch.autograd.grad(loss, list(method.network.decoder.parameters()),
+                                                allow_unused=True)  # fmt: skip
+                assert all(g is None or g.isfinite().all() for g in gradients)
+
+        losses = method.training_step(batch, Checks(), Progress(phase="train", step=0, num_steps=6))
+        assert all(loss.isfinite() for loss in losses.values())
+
+
+def test_regions_have_no_background_and_are_answered_one_by_one():
+    labels = LabelSpace(names=("whole", "core"), values=((1, 2), (2,)), region_order=(1, 2))
+    plan = tiny_plan("imedsam")
+    method, _ = make(datasets=(replace(plan.datasets[0], labels=labels),))
+    assert method.members == ((1, 2), (2,))
+    assert logits(method, case_of(mode="none")).shape == (2, 1, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_one_to_three_channels_are_taken(channels):
+    plan = tiny_plan("imedsam")
+    dataset = replace(
+        plan.datasets[0],
+        channels=("a", "b", "c")[:channels],
+        modalities=plan.datasets[0].modalities * channels,
+        normalisations=plan.datasets[0].normalisations * channels,
+    )
+    method, _ = make(datasets=(dataset,))
+    assert method._embed(torch.rand(1, channels, SIDE, SIDE)).shape == (1, 256, 2, 2)
+
+
+def test_plans_that_do_not_fit_are_refused_in_one_sentence():
+    with pytest.raises(MethodError, match="square slices whose side is a multiple of 16"):
+        make(patch_size=(1, 32, 48))
+    plan = tiny_plan("imedsam")
+    dataset = replace(
+        plan.datasets[0],
+        channels=tuple("abcd"),
+        modalities=plan.datasets[0].modalities * 4,
+        normalisations=plan.datasets[0].normalisations * 4,
+    )
+    with pytest.raises(MethodError, match="three channels at most"):
+        make(datasets=(dataset,))
+
+
+def test_compat_is_the_released_layout_at_the_released_numbers():
+    method, _ = make(config={"compat": True, "whole_share": None})
+    assert method.network.decoder.code.compat and method.network.encoder.compat
+    assert method.phases()[0].sample.whole_share == 0
+    image = torch.rand(1, 3, SIDE, SIDE)
+    seen = []
+    method.network.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    method.eval()
+    method._embed(image)
+    assert torch.equal(seen[0], image)
+
+
+def test_published_weights_load_and_their_absence_is_named(monkeypatch):
+    import medplan.methods.imedsam as module
+
+    with pytest.raises(MethodError, match="has no published weights"):
+        make()[0].load_encoder(sam_file(32))
+    monkeypatch.setitem(module.PUBLISHED, "tiny", "sam_tiny.pth")
+    method, _ = make()
+    file = sam_file(64)
+    method.load_encoder(file)
+    state = method.network.state_dict()
+    assert torch.equal(state["encoder.vit.neck.0.weight"], file["image_encoder.neck.0.weight"])
+    with pytest.raises(CheckpointError, match="no image encoder of SAM"):
+        method.load_encoder({"x": torch.zeros(1)})
+
+
+def test_released_adapters_load_together_with_sam(monkeypatch):
+    import medplan.methods.imedsam as module
+
+    monkeypatch.setitem(module.PUBLISHED, "tiny", "sam_tiny.pth")
+    small = {"coarse_widths": (16, 12), "fine_widths": (12, 8), "head_width": 6, "num_features": 5}
+    plan = tiny_plan("imedsam")
+    labels = LabelSpace(names=("polyp",), values=((1,),))
+    datasets = (replace(plan.datasets[0], labels=labels),)
+    file = {**sam_file(64), **released_names(4)}
+    method, _ = make(datasets=datasets, config={"compat": True, **small})
+    method.load_encoder(file)
+    state = method.network.state_dict()
+    assert torch.equal(state["encoder.vit.neck.0.weight"], file["image_encoder.neck.0.weight"])
+    assert torch.equal(state["encoder.vit.blocks.2.attn.qkv.value_up.weight"], file["w_b_005"])
+
+
+def test_beside_published_weights_only_adapters_are_trained():
+    method, _ = make()
+    method.is_pretrained = True
+    listed = sum(p.numel() for g in method.optimizers("train")["main"].param_groups for p in g["params"])
+    assert listed == sum(p.numel() for group in method.network.adapter_groups().values() for p in group)
+    decoder, rest = method.optimizers("train")["main"].param_groups
+    assert rest["lr"] == pytest.approx(0.05 * decoder["lr"])
+
+
+def test_it_is_proposed_for_one_lesion_in_pictures_if_there_are_weights():
+    with_weights = METHOD.propose(situation(encoder_weights="sam_vit_l_0b3195.pth"))
+    assert with_weights.score > 60 and with_weights.encoder == "vit_l"
+    silent = METHOD.propose(situation())
+    assert silent.fits and silent.score < 60 and "'supervised' is safer" in silent.reason
+    assert silent.encoder_weights[silent.encoder] == "sam_vit_b_01ec64.pth"
+    without = METHOD.propose(situation(without_weights=True))
+    assert without.encoder == "tiny" and without.score < silent.score
+    assert not METHOD.propose(situation(num_labelled=0)).fits
+    assert not METHOD.propose(situation(num_datasets=2)).fits
