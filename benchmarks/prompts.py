@@ -1,0 +1,147 @@
+"""How much a promptable model depends on its prompt: the reference's box, moved boxes, a found box, none.
+
+    python benchmarks/prompts.py --model results/Kvasir/imedsam/default -d ClinicDB [--sizes 128 384 896]
+
+For every labelled training case of the dataset (or `--cases` of them, evenly spread) each prompt is tried:
+`oracle` is the tight box of the reference, which no user has; `oracle 5 px` moves each of its sides in or out
+by up to 5 pixels of the picture; `auto` has a first look find the box; `none` prompts with the whole picture.
+A method that takes no prompts gives one row. ``--sizes`` also answers on square grids of other sizes, with
+the box of the reference and `auto`; distances are then in percent of the diagonal.
+
+Dice and HD95 are means over cases; HD95 leaves cases out where either mask is empty, which `empty` counts.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from medplan.data.dataset import RawCase, open_dataset
+from medplan.data.images import read_image, read_label
+from medplan.data.labels import LabelSpace
+from medplan.evaluate.metrics import score_case
+from medplan.predict.model import Model, Options
+from medplan.workspace import Workspace
+
+JITTERS = (5, 10, 20)
+Boxes = dict[str, npt.NDArray[np.float64]] | None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=Path, required=True, help="run folder or exported zip")
+    parser.add_argument("-d", "--dataset", required=True, help="raw dataset with labels")
+    parser.add_argument("--checkpoint", choices=["best", "last"], default="best")
+    parser.add_argument("--cases", type=int, help="only so many of them")
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=[], help="also answer on grids of these sizes"
+    )
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workspace", type=Path)
+    parser.add_argument("-o", "--output", type=Path, help="JSON file for the figures")
+    arguments = parser.parse_args()
+    dataset = open_dataset(Workspace.open(arguments.workspace).raw_folder(arguments.dataset))
+    cases = [case for case in dataset.cases if case.label is not None]
+    if arguments.cases is not None:
+        chosen = np.linspace(0, len(cases) - 1, min(arguments.cases, len(cases))).round().astype(int)
+        cases = [cases[number] for number in chosen]
+    model = Model.load(arguments.model, checkpoint=arguments.checkpoint, device=arguments.device)
+    figures = measure(model, cases, arguments.sizes)
+    print(f"{'prompt':<18} {'Dice':>7} {'HD95':>8} {'empty':>6} {'s/case':>7}")
+    for name, found in figures.items():
+        dice, hd95, empty, seconds = (found[key] for key in ("dice", "hd95", "empty", "seconds"))
+        print(f"{name:<18} {dice:7.4f} {hd95:8.2f} {empty:6.0f} {seconds:7.2f}")
+    if arguments.output is not None:
+        arguments.output.write_text(json.dumps(figures, indent=1))
+
+
+def measure(model: Model, cases: Sequence[RawCase], sizes: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Return Dice, HD95, number of cases without a distance, and seconds per case, by prompt."""
+    labels = model.dataset.labels
+    collected: dict[str, list[tuple[float, float, float]]] = {}
+    for case in cases:
+        assert case.label is not None
+        image = read_image(case.images, channels=len(model.dataset.channels))
+        reference, geometry = read_label(case.label)
+        for name, boxes, options in prompts(model, reference, labels, case.id, sizes):
+            start = time.perf_counter()
+            prepared = model.prepare(image, name=case.id, boxes=boxes, options=options)
+            found = model.predict_prepared(prepared, options=options)
+            seconds = time.perf_counter() - start
+            truth, scale = reference, 1.0
+            if options.output_size is not None:
+                truth = nearest(reference, options.output_size)
+                scale = 100 / math.hypot(*options.output_size)
+            scores = score_case(found, truth, labels=labels, spacing_mm=geometry.spacing_mm)
+            dice = [score.dice for score in scores if not math.isnan(score.dice)]
+            if dice:
+                hd95 = scale * mean([score.hd95 for score in scores])
+                collected.setdefault(name, []).append((mean(dice), hd95, seconds))
+    figures = {}
+    for name, rows in collected.items():
+        dice, hd95, seconds = (list(column) for column in zip(*rows, strict=True))
+        figures[name] = {
+            "dice": mean(dice),
+            "hd95": mean(hd95),
+            "empty": float(sum(map(math.isnan, hd95))),
+            "seconds": mean(seconds),
+            "cases": float(len(rows)),
+        }
+    return figures
+
+
+def prompts(
+    model: Model, reference: npt.NDArray[np.integer], labels: LabelSpace, case: str, sizes: Sequence[int]
+) -> Iterator[tuple[str, Boxes, Options]]:
+    """Yield what to call each prompt, the boxes by class (None for none), and how to predict."""
+    if not model.takes_prompts:
+        yield "no prompts", None, Options()
+        return
+    rng = np.random.default_rng([len(case), *case.encode()])
+    tight = {
+        name: boxes_of(np.isin(reference, values), rng, 0)
+        for name, values in zip(labels.names, labels.values, strict=True)
+    }
+    yield "oracle", tight, Options()
+    for jitter in JITTERS:
+        moved = {
+            name: boxes_of(np.isin(reference, values), rng, jitter)
+            for name, values in zip(labels.names, labels.values, strict=True)
+        }
+        yield f"oracle {jitter} px", moved, Options()
+    yield "auto", None, Options(prompt="auto")
+    yield "none", None, Options(prompt="none")
+    for size in sizes:
+        yield f"oracle at {size}", tight, Options(output_size=(size, size))
+        yield f"auto at {size}", None, Options(output_size=(size, size))
+
+
+def boxes_of(mask: npt.NDArray[np.bool_], rng: np.random.Generator, jitter: int) -> npt.NDArray[np.float64]:
+    """Return a box per slice that shows the mask, (n, 6), each side moved by up to `jitter` pixels."""
+    rows = []
+    for z in np.flatnonzero(mask.any((1, 2))):
+        y, x = np.nonzero(mask[z])
+        lower = np.array([y.min(), x.min()]) + rng.integers(-jitter, jitter + 1, 2)
+        upper = np.array([y.max(), x.max()]) + 1 + rng.integers(-jitter, jitter + 1, 2)
+        upper = np.maximum(upper, lower + 1)
+        rows.append([z, *lower, z + 1, *upper])
+    return np.array(rows, dtype=np.float64).reshape(len(rows), 6)
+
+
+def nearest(label: npt.NDArray[np.integer], size: tuple[int, int]) -> npt.NDArray[np.integer]:
+    rows, columns = ((np.arange(n) + 0.5) * own / n for n, own in zip(size, label.shape[1:], strict=True))
+    return label[:, rows.astype(int)][:, :, columns.astype(int)]
+
+
+def mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
+
+
+if __name__ == "__main__":
+    main()
