@@ -12,6 +12,7 @@ from typing import Any
 from medplan.errors import DataError, UsageError
 from medplan.evaluate import sections
 from medplan.evaluate.charts import line_chart
+from medplan.evaluate.heatmaps import heatmap_sections
 from medplan.evaluate.overlays import CLASS_COLOURS, PREDICTION_COLOUR, REFERENCE_COLOUR, overlay
 from medplan.evaluate.page import Cell, chips, details, document, number, picture, section, table
 from medplan.evaluate.summary import CaseScores, Summary
@@ -74,6 +75,7 @@ def write_report(
         parts.append(_scores(evaluations))
         parts.append(_cases(evaluations[0], num_worst=num_worst, num_median=num_median, num_best=num_best))
     parts.append(_training(log))
+    parts.append(heatmap_sections(run_folder))
     parts.append(_plan(plan))
     parts.append(section("Environment", _facts(run)))
     if evaluations:

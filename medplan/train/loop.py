@@ -16,6 +16,7 @@ from medplan.data.cases import CaseStore
 from medplan.method import Batch, Method, Phase, Progress
 from medplan.plan.schema import Fold, Plan
 from medplan.randomness import fold_in
+from medplan.records import write_json
 from medplan.runtime import Runtime, tune_allocator
 from medplan.train.display import Display
 from medplan.train.loader import batches, default_workers, to_device
@@ -89,6 +90,9 @@ def train(
             run.write_record("failed", reason=f"{type(error).__name__}: {error}".splitlines()[0])
             raise
         run.finish(stop or "finished")
+        if runtime.is_main:
+            for name, heatmap in method.heatmaps().items():
+                write_json(heatmap, folder / "heatmaps" / f"{name}.json")
         if stop == "interrupted":
             logger.warning(
                 "Interrupted after step %d; everything is saved. The same command goes on from here.",
