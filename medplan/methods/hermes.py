@@ -4,9 +4,8 @@ Paper: Gao, Li, Liu, Zhou, Zhang, Metaxas, "Training Like a Medical Resident: Co
 Universal Medical Image Segmentation", CVPR 2024, arXiv:2306.02416. Official code:
 github.com/yhygao/universal-medical-image-segmentation, no licence seen; read about, not copied.
 
-Every class of every dataset is a task with learned tokens, every modality has some too; they look at the
-image and the image looks at them (`medplan.networks.prior_attention`), and what becomes of the task tokens
-are the classifiers of its voxels.
+Every class of every dataset is a task with learned tokens, every modality has some too; tokens and image look
+at each other (`medplan.networks.prior_attention`), and the task tokens become classifiers of voxels.
 
 | released code                              | here                                                        |
 |--------------------------------------------|-------------------------------------------------------------|
@@ -30,8 +29,7 @@ Differs: empty task slots are masked in attention; a task absent from a patch ca
 Tversky loss too; the loss is divided by the expected number of tasks, a constant, not by that of the batch; a
 share of the images is shown as of unknown modality (the loss still asks for it); the schedule falls with
 every step rather than every epoch; a third of the patches is centred on foreground; spatial augmentation is
-that of every method here; inputs are normalised as the plan says; windows are weighted by a Gaussian.
-``compat`` brings back the first four as released.
+that of every method here; inputs are normalised as the plan says. ``compat`` brings back the first four.
 """
 
 import logging

@@ -31,6 +31,8 @@ def translate(
     state = dict(weights)
     for key in [key for key in weights if key.endswith("pool.tasks")]:
         stem = key.removesuffix("tasks")
+        if key not in own or own[key].shape[1:] != weights[key].shape[1:]:
+            continue  # another network, which the strict load refuses
         rows = _rows(weights[key], weights.get(f"{stem}added"))
         state.pop(f"{stem}added", None)
         mine = _rows(own[key], own.get(f"{stem}added"))
@@ -44,7 +46,7 @@ def translate(
         state[f"{stem}modalities"] = torch.cat([_by_name(kept[:-1], unknown, *modalities), kept[-1:]])
     for part in ("weight", "bias"):
         key = f"modality_head.perceptron.second.{part}"
-        if key in weights and key in own:
+        if key in weights and own[key].shape[1:] == weights[key].shape[1:]:
             chosen = _by_name(weights[key][:-1], own[key][:-1], *modalities)
             state[key] = torch.cat([chosen, weights[key][-1:]])
     return state

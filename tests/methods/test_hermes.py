@@ -1,0 +1,209 @@
+"""Hermes as a method: tasks of several datasets, transfer, and what predictions depend on."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from medplan.data.labels import LabelSpace
+from medplan.errors import CheckpointError, MethodError
+from medplan.method import Progress, Situation
+from medplan.methods.hermes import METHOD
+from medplan.plan.schema import Plan
+from tests.conformance.tiny import CPU, build, run, tiny_plan, tiny_store
+
+CORNERS = [(0, 0, 0)]
+
+
+def make_plan(*, names=("Phantom", "Second"), encoder="residual", **config) -> Plan:
+    plan = tiny_plan("hermes", iterations=2)
+    datasets = tuple(replace(plan.datasets[0], name=name) for name in names)
+    return METHOD.settle(replace(plan, datasets=datasets, encoder=encoder, config={**plan.config, **config}))
+
+
+def answer(method, plan, name="Phantom", **prompts):
+    store = tiny_store(plan)
+    case = replace(store[f"{name}/v"], prompts=prompts)
+    patch = torch.from_numpy(case.image((0, 0, 0), plan.patch_size))[None]
+    method.eval()
+    with torch.no_grad():
+        return method.predictor(case, ())(patch, CORNERS)
+
+
+def batch_of(plan, keys=4):
+    method = build(plan)
+    store, sample = tiny_store(plan), method.phases()[0].sample
+    elements = [sample(store, np.random.default_rng(number)) for number in range(keys)]
+    return method, elements
+
+
+def collate(elements, plan):
+    batch = {key: torch.as_tensor(np.stack([e[key] for e in elements])) for key in ("tasks", "modality")}
+    batch |= {
+        key: torch.as_tensor(np.stack([e[key] for e in elements])) for key in ("true_modality", "source")
+    }
+    shape = (len(elements), *plan.patch_size)
+    image = torch.randn(len(elements), 1, *plan.patch_size, generator=torch.Generator().manual_seed(0))
+    return {**batch, "image": image, "label": torch.zeros(shape, dtype=torch.int16)}
+
+
+class Recorder:
+    """An update that takes no step and keeps the loss and its gradients."""
+
+    def __init__(self, method):
+        self.method = method
+
+    def minimise(self, loss, name="main", *, keep_graph=False):
+        self.loss = loss.detach()
+        loss.backward()
+
+
+@pytest.mark.parametrize("encoder", ["residual", "medformer"])
+def test_a_batch_without_any_foreground_still_teaches(encoder):
+    plan = make_plan(encoder=encoder)
+    method, elements = batch_of(plan)
+    update = Recorder(method)
+    method.training_step(collate(elements, plan), update, Progress(phase="train", step=0, num_steps=2))
+    assert update.loss.isfinite()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in method.network.parameters())
+
+
+def test_elements_say_which_tasks_their_dataset_has_labels_for():
+    plan = make_plan()
+    one = LabelSpace(names=("liver",), values=((1,),), others_are_background=True)
+    plan = METHOD.settle(replace(plan, datasets=(plan.datasets[0], replace(plan.datasets[1], labels=one)),
+                                 config={**plan.config, "tasks": []}))  # fmt: skip
+    _, elements = batch_of(plan, keys=12)
+    tasks = {int(element["source"]): element["tasks"].tolist() for element in elements}
+    assert tasks == {0: [0, 1], 1: [2, -1]}
+
+
+def test_datasets_are_drawn_with_their_shares():
+    plan = make_plan()
+    shares = (0.8, 0.2)
+    datasets = tuple(replace(d, share=share) for d, share in zip(plan.datasets, shares, strict=True))
+    _, elements = batch_of(replace(plan, datasets=datasets), keys=300)
+    counts = Counter(int(element["source"]) for element in elements)
+    assert counts[0] / 300 == pytest.approx(0.8, abs=0.07)
+
+
+def test_a_share_of_the_images_is_shown_as_of_unknown_modality():
+    plan = make_plan(hide_modality=0.5, modalities=["T1"])
+    _, elements = batch_of(plan, keys=60)
+    assert {int(element["true_modality"]) for element in elements} == {0}
+    assert 15 < sum(int(element["modality"]) == -1 for element in elements) < 45
+
+
+def test_a_dataset_taken_away_or_put_in_between_leaves_the_numbers_of_the_others():
+    tasks = make_plan(names=("A", "C")).config["tasks"]
+    grown = make_plan(names=("A", "B", "C"), tasks=tasks)
+    assert grown.config["tasks"][: len(tasks)] == tasks
+    assert build(grown).task_ids == ((0, 1), (4, 5), (2, 3))
+    assert build(make_plan(names=("C",), tasks=tasks)).task_ids == ((2, 3),)
+    assert METHOD.settle(grown) == grown
+
+
+def test_datasets_that_share_tasks_have_the_same_rows():
+    assert build(make_plan(names=("CT", "MR"), shared={"MR": "CT"})).task_ids == ((0, 1), (0, 1))
+    with pytest.raises(MethodError, match="shared"):
+        build(make_plan(shared={"Nowhere": "Phantom"}))
+
+
+def test_a_voxel_belongs_to_its_most_probable_task_if_that_is_more_probable_than_not():
+    plan = make_plan()
+    method = build(plan)
+    logits = answer(method, plan)
+    assert logits.shape[1] == 3 and logits[:, 0].abs().max() == 0
+    regions = LabelSpace(names=("all", "core"), values=((1, 2), (2,)), region_order=(1, 2))
+    plan = replace(plan, datasets=tuple(replace(d, labels=regions) for d in plan.datasets))
+    assert answer(build(METHOD.settle(plan)), plan).shape[1] == 2
+
+
+def test_the_modality_may_be_given_unknown_or_wrong_but_not_unheard_of():
+    plan = make_plan(modalities=["CT", "T1"])
+    method = build(plan)
+    told = {name: answer(method, plan, modality=name) for name in ("CT", "T1", "unknown")}
+    assert torch.equal(told["T1"], answer(method, plan))
+    assert not torch.equal(told["CT"], told["T1"]) and not torch.equal(told["unknown"], told["T1"])
+    with pytest.raises(MethodError, match="unknown"):
+        answer(method, plan, modality="ultrasound")
+
+
+def trained(tmp_path, **config):
+    plan = make_plan(names=("Phantom",), **config)
+    return plan, run(plan, tmp_path / "first")
+
+
+def test_the_average_begins_as_a_copy_and_trails_behind(tmp_path):
+    _, method = trained(tmp_path)
+    state = method.state_dict()
+    pairs = [(name, f"average.{name.removeprefix('network.').replace('.', '/')}") for name in state
+             if name.startswith("network.")]  # fmt: skip
+    assert any(not torch.equal(state[mine], state[mean]) for mine, mean in pairs)
+    fresh = build(make_plan()).state_dict()
+    assert all(torch.equal(fresh[mine], fresh[mean]) for mine, mean in pairs if mine in fresh)
+
+
+@pytest.mark.parametrize("encoder", ["residual", "medformer"])
+def test_incremental_learning_leaves_the_old_answers_as_they_were_to_the_bit(tmp_path, encoder):
+    plan, method = trained(tmp_path, encoder=encoder)
+    before = answer(method, plan)
+    grown = make_plan(encoder=encoder, transfer="incremental", new_datasets=["Second"])
+    later = build(grown)
+    later.start_from(method.state_dict(), plan, where="the first run")
+    assert torch.equal(before, answer(later, grown))
+    new_before = answer(later, grown, "Second")
+    later.train()
+    from medplan.train.loop import train
+
+    train(later, grown, tiny_store(grown), tmp_path / "second", fold=0, runtime=CPU, workers=0)
+    assert torch.equal(before, answer(later, grown))
+    assert not torch.equal(new_before, answer(later, grown, "Second"))
+
+
+@pytest.mark.parametrize("transfer", ["full", "priors"])
+def test_transfer_keeps_what_is_common_and_learns_what_it_should(tmp_path, transfer):
+    plan, method = trained(tmp_path)
+    new = make_plan(names=("Second",), transfer=transfer)
+    later = build(new)
+    later.start_from(method.state_dict(), plan, where="the first run")
+    stem = "network.stem.conv.weight"
+    average = method.state_dict()["average.stem/conv/weight"]
+    assert torch.equal(later.state_dict()[stem], average)
+    groups = later.optimizers("train")["main"].param_groups
+    if transfer == "full":
+        assert [group["lr"] for group in groups] == [2e-3, pytest.approx(2e-4)]
+        assert sum(len(group["params"]) for group in groups) == len(list(later.network.parameters()))
+    else:
+        listed = {id(parameter) for group in groups for parameter in group["params"]}
+        names = {name for name, p in later.network.named_parameters() if id(p) in listed}
+        assert all("pool." in name or "head." in name for name in names)
+        assert "fusions.0.pool.added" in names and "fusions.0.pool.tasks" not in names
+
+
+def test_a_run_of_another_shape_or_method_is_refused(tmp_path):
+    plan, method = trained(tmp_path)
+    other = build(make_plan(channels=[4, 8, 12, 8]))
+    with pytest.raises(CheckpointError, match="the first run"):
+        other.start_from(method.state_dict(), plan, where="the first run")
+    with pytest.raises(MethodError, match="supervised"):
+        other.start_from(method.state_dict(), replace(plan, method="supervised"), where="the first run")
+
+
+def test_the_heat_map_shows_every_task_beside_itself():
+    plan = make_plan()
+    record = build(plan).heatmaps()["task_similarity"]
+    assert record.names == ("Phantom/liver", "Phantom/spleen", "Second/liver", "Second/spleen")
+    values = np.array(record.values)
+    assert np.allclose(np.diag(values), 1, atol=1e-5) and np.allclose(values, values.T, atol=1e-6)
+
+
+def test_it_is_proposed_first_for_several_datasets_and_not_for_pictures():
+    common = {"num_labelled": 9, "num_unlabelled": 0, "num_classes": 4, "domains": (), "modalities": ("CT",),
+              "spacing_mm": (1.5, 1.5, 1.5), "median_shape": (64, 64, 64)}  # fmt: skip
+    several = METHOD.propose(Situation(num_datasets=3, is_picture=False, **common))
+    single = METHOD.propose(Situation(num_datasets=1, is_picture=False, **common))
+    assert several.fits and several.score > 70 > single.score
+    assert not METHOD.propose(Situation(num_datasets=3, is_picture=True, **common)).fits

@@ -1,0 +1,67 @@
+"""Names and numbers of tasks and modalities."""
+
+import pytest
+
+from medplan.data.labels import LabelSpace
+from medplan.errors import MethodError
+from medplan.plan.schema import DatasetPlan, Normalisation
+from medplan.tasks import added_tasks, append_new, modalities_of, modality_of, modality_of_case, task_names
+
+
+def dataset(
+    name="A", channel="MR", modality="MR", classes=("liver", "spleen"), domains=None, cases=("a", "b")
+):
+    return DatasetPlan(
+        name=name,
+        channels=(channel,),
+        modalities=(modality,),
+        labels=LabelSpace(names=classes, values=tuple((i + 1,) for i in range(len(classes)))),
+        normalisations=(Normalisation(scheme="zscore"),),
+        folds=({"labelled": cases},),
+        domains=domains or {},
+    )
+
+
+def test_the_same_organ_of_two_datasets_is_two_tasks_unless_they_share_them():
+    assert task_names(dataset("A"), {}) == ("A/liver", "A/spleen")
+    assert task_names(dataset("B"), {"B": "A"}) == task_names(dataset("A"), {})
+
+
+def test_numbers_do_not_shift_when_datasets_come_or_go():
+    known = append_new((), [*task_names(dataset("A"), {}), *task_names(dataset("C"), {})])
+    grown = append_new(known, [name for n in "ABC" for name in task_names(dataset(n), {})])
+    assert grown[: len(known)] == known and grown[-2:] == ("B/liver", "B/spleen")
+    assert append_new(grown, task_names(dataset("C"), {})) == grown
+
+
+@pytest.mark.parametrize(
+    ("channel", "modality", "domain", "expected"),
+    [
+        ("CT", "CT", None, "CT"),
+        ("PET", "PET", None, "PET"),
+        ("T1 MR", "MR", None, "T1"),
+        ("cine MR", "MR", "vendor A", "cine"),
+        ("MR", "MR", "T2-SPIR", "T2"),
+        ("MR", "MR", "bSSFP", "bSSFP"),
+        ("LGE MR", "MR", None, "LGE"),
+        ("MR", "MR", None, "unknown"),
+        ("MR or CT", "MR", "CT", "CT"),
+    ],
+)
+def test_the_sequence_is_read_from_the_domain_or_the_channel(channel, modality, domain, expected):
+    assert modality_of(dataset(channel=channel, modality=modality), domain) == expected
+
+
+def test_unknown_modalities_have_no_row_and_the_number_minus_one():
+    several = dataset(domains={"a": "bSSFP", "b": "LGE"})
+    assert modalities_of(several) == ("LGE", "bSSFP")
+    assert modalities_of(dataset()) == ()
+    assert modality_of_case(several, "LGE", ("CT", "LGE")) == 1
+    assert modality_of_case(dataset(), None, ("CT", "LGE")) == -1
+
+
+def test_added_tasks_come_last_or_the_plan_is_refused():
+    old, new = dataset("A"), dataset("B", classes=("atrium",))
+    assert added_tasks(("A/liver", "A/spleen", "B/atrium"), (old, new), (new,), {}) == ("B/atrium",)
+    with pytest.raises(MethodError, match="should come last"):
+        added_tasks(("B/atrium", "A/liver", "A/spleen"), (old, new), (new,), {})
