@@ -11,7 +11,7 @@ __all__ = ["demo"]
 
 NAME = "Brains"
 NUM_LABELLED, NUM_UNLABELLED, NUM_TEST = 2, 6, 4
-ITERATIONS = 800
+ITERATIONS = 600
 
 
 def demo(*, folder: Path, method: str | None, iters: int | None, device: str) -> None:

@@ -20,7 +20,7 @@ from medplan.records import write_text
 
 __all__ = ["make_brains"]
 
-CLASSES = ("CSF", "grey matter", "white matter")
+CLASSES = ("grey matter", "white matter")
 SPACING_MM = 3.0
 
 
@@ -61,7 +61,7 @@ Volume = npt.NDArray[np.float32]
 
 
 def _template() -> tuple[Volume, Volume, npt.NDArray[np.float64]]:
-    """Return the T1 (X, Y, Z), the tissue shares (3, X, Y, Z) in the order of `CLASSES`, and the affine."""
+    """Return the T1 (X, Y, Z), the shares of fluid and of `CLASSES` (3, X, Y, Z), and the affine."""
     package = find_spec("nilearn")
     if package is None or package.origin is None:
         raise UsageError(
@@ -92,22 +92,19 @@ def _brain(
 
     shares = np.stack([warp(tissue) for tissue in tissues])
     inside = shares.sum(0) > 0.5
-    label = np.where(inside, shares.argmax(0) + 1, 0).astype(np.uint8)
+    label = np.where(inside, shares.argmax(0), 0).astype(np.uint8)
     contrast = np.array([rng.uniform(0.15, 0.35), rng.uniform(0.5, 0.65), rng.uniform(0.8, 1.0)])
     image = 0.7 * np.tensordot(contrast, shares, 1) + 0.3 * warp(template)
-    image *= np.exp(0.25 * _smooth_noise(shape, 12.0, rng))
+    image *= np.exp(0.2 * _smooth_noise(shape, 12.0, rng))
     image = (image + 0.03 * rng.standard_normal(shape)) * inside * rng.uniform(200, 1200)
-    box = tuple(
-        slice(max(0, s.start - 2), s.stop + 2) for s in ndimage.find_objects(inside.astype(np.uint8))[0]
-    )
-    corner = affine @ [*(s.start * SPACING_MM for s in box), 1]
+    whole = ndimage.find_objects(inside.astype(np.uint8))[0]
+    box = tuple(slice(max(0, s.start - 2), min(n, s.stop + 2)) for s, n in zip(whole, shape, strict=True))
+    x, y, z = (affine @ [*(s.start * SPACING_MM for s in box), 1])[:3]
+    depth, height, width = (s.stop - s.start for s in reversed(box))
     geometry = Geometry(
-        shape=tuple(
-            s.stop - s.start
-            for s in reversed([slice(s.start, min(s.stop, n)) for s, n in zip(box, shape, strict=True)])
-        ),
+        shape=(depth, height, width),
         spacing_mm=(SPACING_MM,) * 3,
-        origin_mm=(-corner[0], -corner[1], corner[2]),
+        origin_mm=(-x, -y, z),
         direction=(-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0),
     )
     return image[box].astype(np.float32).T, label[box].T, geometry
@@ -120,7 +117,7 @@ def _deformation(shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArra
     centre = (np.array(shape) * SPACING_MM / 2)[:, None, None, None]
     grid = np.indices(shape) * SPACING_MM - centre
     affine = rng.normal(0, 0.04, (3, 3))
-    field = np.stack([6.0 * _smooth_noise(shape, 5.0, rng) for _ in range(3)])
+    field = np.stack([4.0 * _smooth_noise(shape, 5.0, rng) for _ in range(3)])
     return np.tensordot(affine, grid, 1) + field + rng.normal(0, 3.0, 3)[:, None, None, None]
 
 
