@@ -125,6 +125,7 @@ class Proposal:
         iterations, batch_size, lr, weight_decay: None for batch_size lets the planner fill the memory.
         patch_size: None lets the planner fill the memory; where cases are squeezed, the shape they are
             squeezed to.
+        spacing_mm: (z, y, x) of the grid; None lets the planner choose.
         config: the method's own numbers, where they differ from the defaults.
         extra: volumes to preprocess besides, see `DatasetPlan.extra`.
         reasons: one line per choice above, by key.
@@ -141,6 +142,7 @@ class Proposal:
     lr: float = 0.01
     weight_decay: float = 3e-5
     patch_size: tuple[int, int, int] | None = None
+    spacing_mm: tuple[float, float, float] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
@@ -267,6 +269,14 @@ class Method(nn.Module, ABC):
         settled already comes back as it is.
         """
         return plan
+
+    @classmethod
+    def lighter(cls, plan: Plan) -> Plan | None:
+        """Return the plan with less memory per voxel at the cost of time, or None if there is no such.
+
+        The planner takes it where a memory target asks for it. Nothing but `Plan.config` may change.
+        """
+        return None
 
     @abstractmethod
     def __init__(self, plan: Plan) -> None:

@@ -152,11 +152,11 @@ class Hermes(Method):
     @classmethod
     def propose(cls, situation: Situation) -> Proposal:
         """Fit labelled volumes; best for several datasets."""
-        if situation.num_labelled == 0:
-            return Proposal(fits=False, score=0, reason="there is no labelled case to learn from")
-        if situation.is_picture:
-            return Proposal(fits=False, score=0, reason="it learns from volumes, and these are pictures")
+        if situation.num_labelled == 0 or situation.is_picture:
+            lack = "these are pictures" if situation.is_picture else "there is none"
+            return Proposal(fits=False, score=0, reason=f"it learns from labelled volumes, and {lack}")
         several = situation.num_datasets > 1
+        grid = {"grid.spacing_mm": "1.5 mm for all datasets, as released"} if several else {}
         return Proposal(
             fits=True,
             score=90 if several else 30,
@@ -166,7 +166,8 @@ class Hermes(Method):
             iterations=80_000,
             lr=2e-3,
             weight_decay=1e-5,
-            reasons={"iterations": "200 epochs of 400 steps, as released"},
+            spacing_mm=(1.5, 1.5, 1.5) if several else None,
+            reasons={"iterations": "200 epochs of 400 steps, as released", **grid},
         )
 
     @classmethod
@@ -179,12 +180,16 @@ class Hermes(Method):
         }
         return replace(plan, config=encode(config), reasons={**plan.reasons, **reasons})
 
+    @classmethod
+    def lighter(cls, plan: Plan) -> Plan | None:
+        """Compute activations twice."""
+        return None if plan.config["recompute"] else replace(plan, config={**plan.config, "recompute": True})
+
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
         self.plan = plan
-        self.config = config = _with_names(
-            decode(Config, plan.config, where=f"plan '{plan.name}' config"), plan
-        )
+        config = decode(Config, plan.config, where=f"plan '{plan.name}' config")
+        self.config = config = _with_names(config, plan)
         if not config.shared.keys() <= {dataset.name for dataset in plan.datasets}:
             raise MethodError(f"hermes: 'shared' names datasets that are not in plan '{plan.name}'.")
         self.task_ids = tuple(
@@ -206,17 +211,13 @@ class Hermes(Method):
         )
         self.network = PriorUNet(shape) if plan.encoder == "residual" else MedFormer(shape)
         self.average = MovingAverage(self.network)
+        self.num_slots = max(map(len, self.task_ids)) + config.compat  # released: one is always empty
         self.loss = TaskLoss(
             [dataset.labels for dataset in plan.datasets],
             num_slots=self.num_slots,
             smooth=0.0 if config.compat else config.smooth,
             expected=None if config.compat else self._expected_tasks(),
         )
-
-    @property
-    def num_slots(self) -> int:
-        """Task slots of an element; one more than any dataset has tasks in ``compat``, as released."""
-        return max(map(len, self.task_ids)) + self.config.compat
 
     def load_encoder(self, weights: Mapping[str, Tensor]) -> None:
         """Load the published network, strictly; tokens are taken over for tasks of the same names."""
@@ -310,11 +311,8 @@ class Hermes(Method):
 
     def heatmaps(self) -> Mapping[str, Heatmap]:
         """Return how alike the tokens of tasks are."""
-        state = {key: self.average.get_buffer(key.replace(".", "/")) for key in self.network.state_dict()}
-        network = type(self.network)(self.network.shape)
-        network.load_state_dict(state)
         with torch.no_grad():
-            rows = network.similarity().cpu().tolist()
+            rows = self.network.similarity().cpu().tolist()
         title = "Similarity of the task tokens (mean cosine over levels)"
         values = tuple(tuple(row) for row in rows)
         return {"task_similarity": Heatmap(title=title, names=self.config.tasks, values=values)}
@@ -330,8 +328,8 @@ class Hermes(Method):
         )
         restore(self.network, state, where=where)
         self.average = MovingAverage(self.network)
-        common = sum(name in tasks for name in self.config.tasks)
-        logger.info("%s: tokens of %d of %d tasks taken over.", where, common, len(self.config.tasks))
+        known = sum(name in tasks for name in self.config.tasks)
+        logger.info("%s: tokens of %d of %d tasks taken over.", where, known, len(self.config.tasks))
 
     def _learnt(self) -> tuple[DatasetPlan, ...]:
         """Return the datasets that training draws from."""

@@ -15,6 +15,7 @@ from medplan.plan import summary as read
 from medplan.plan.alignment import choose_alignment
 from medplan.plan.dataset_plans import fold_roles, plan_datasets
 from medplan.plan.grids import choose_crop, choose_dims, choose_spacing
+from medplan.plan.lighten import fill_or_lighten
 from medplan.plan.overrides import Overrides, apply_settings
 from medplan.plan.schema import Grid, Plan, Training
 from medplan.plan.topology import round_up
@@ -135,8 +136,12 @@ def decide(
         key: value for key, value in overrides.settings.items() if not key.startswith(("patch", "pyramid"))
     }
     draft = method_class.settle(apply_settings(draft, early, method_class.Config))
-    plan, footprint = _fill_memory(
-        draft, needs, proposal, facts, overrides, partial(measure, method_class), gpu_memory_bytes
+    measured = partial(measure, method_class)
+    plan, footprint = fill_or_lighten(
+        lambda each: _fill_memory(each, needs, proposal, facts, overrides, measured, gpu_memory_bytes),
+        draft,
+        method_class.lighter(draft),
+        target_bytes=_target(overrides, gpu_memory_bytes)[0],
     )
     finished = method_class.settle(apply_settings(plan, overrides.settings, method_class.Config))
     if replace(finished, reasons={}) != replace(plan, reasons={}):
@@ -203,6 +208,9 @@ def _grid(
     if needs.grid == "native":
         reasons["grid.spacing_mm"] = "the method keeps each case's own grid"
         return Grid(spacing_mm=None, orientation=orientation, crop=crop)
+    if proposal.spacing_mm is not None and read.median_spacing_mm(facts) is not None:
+        reasons.setdefault("grid.spacing_mm", "proposed by the method")
+        return Grid(spacing_mm=proposal.spacing_mm, orientation=orientation, crop=crop)
     chosen, reasons["grid.spacing_mm"] = choose_spacing(
         read.median_spacing_mm(facts), read.median_extent_mm(facts, crop), read.class_diameters_mm(facts)
     )
@@ -318,7 +326,8 @@ def _fill_memory(
             + (", half of the usual because the memory target is under 4 GB" if small else "")
         )
     shapes = read.grid_shapes(facts, draft.grid)
-    median = read.median_shape(shapes)
+    # A dataset of many small images should not decide what the others are seen through.
+    median = max((read.median_shape(read.grid_shapes([each], draft.grid)) for each in facts), key=prod)
     multiple = max(1, needs.patch_multiple)
     chosen = overrides.value("patch_size", "patch_size")
     fixed: tuple[Voxels, str] | None = None

@@ -1,0 +1,54 @@
+"""When the planner trades time for memory."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from medplan.errors import PlanError
+from medplan.plan.lighten import fill_or_lighten
+from tests.train.toy import toy_plan
+
+
+@dataclass(frozen=True)
+class Taken:
+    total: int
+
+
+def fill_with(patches, total=10):
+    """Return what fills a draft: the patch by whether the draft is light; None does not fit."""
+
+    def fill(draft):
+        patch = patches[draft.config.get("light", False)]
+        if patch is None:
+            raise PlanError("does not fit")
+        return replace(draft, patch_size=patch), Taken(total // (1 + draft.config.get("light", False)))
+
+    return fill
+
+
+def choose(heavy, light, *, total=10, lighter=True):
+    draft = toy_plan()
+    other = replace(draft, config={"light": True}) if lighter else None
+    plan, _ = fill_or_lighten(fill_with({False: heavy, True: light}, total), draft, other, target_bytes=10)
+    return plan
+
+
+def test_a_large_patch_is_not_paid_for_with_time():
+    assert choose((128, 128, 128), (256, 256, 256)).config == {}
+
+
+def test_a_small_patch_is_if_it_grows_enough():
+    plan = choose((64, 64, 64), (96, 96, 96))
+    assert plan.config == {"light": True} and "64x64x64" in plan.reasons["config.light"]
+    assert choose((64, 64, 64), (64, 64, 64)).config == {}
+
+
+def test_what_does_not_fit_otherwise_is():
+    assert choose(None, (64, 64, 64)).config == {"light": True}
+    assert choose((64, 64, 64), (64, 64, 64), total=16).config == {"light": True}
+
+
+def test_methods_that_cannot_are_planned_as_ever():
+    assert choose((64, 64, 64), None, lighter=False).config == {}
+    with pytest.raises(PlanError):
+        choose(None, None, lighter=False)
