@@ -79,7 +79,7 @@ class SuperpixelEpisodes:
                 if element is not None:
                     return element
         raise MethodError(
-            "There is no slice with a superpixel to learn from"
+            f"There is no slice with a superpixel of {SMALLEST_REGION} pixels or more to learn from"
             + (
                 ": every slice shows a class that is kept out of training, or has no label to tell"
                 if any(self.slices.without.values())

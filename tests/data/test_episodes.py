@@ -96,7 +96,7 @@ def test_slices_with_one_superpixel_serve_and_without_any_are_passed_over(store,
     sampler = SuperpixelEpisodes(PATCH, ALL, STILL, shift=0)
     element = sampler(with_superpixels(store, few), np.random.default_rng(0))
     assert 3 in planes_of(store, element, "query")
-    with pytest.raises(MethodError, match="no slice with a superpixel"):
+    with pytest.raises(MethodError, match="no slice with a superpixel of 64 pixels"):
         sampler(with_superpixels(store, np.zeros_like), np.random.default_rng(0))
 
 
