@@ -80,8 +80,7 @@ class Config:
         similarity, smooth, cycle, agreement: weights of the upper objective.
         encoder_similarity, encoder_smooth: weights of pre-training and of the alternating mode.
         blend: range of a; the pseudo image is (1 - a) round trip + a unlabelled image.
-        window: side of the LNCC window in voxels, odd.
-        degrees, scale: of the random rotation and scaling.
+        window: side of the LNCC window, odd; degrees, scale: of the random rotation and scaling.
         shared_passes: both steps see the same turned images and blend; False turns only those of the upper
             step and draws a blend for each, as the official code does, for twice the encoder passes.
         detach_pseudo: send no gradient through the frozen encoder to the pseudo image.
@@ -255,9 +254,8 @@ class BiJROS(Method):
         if self.config.mode == "alternating":
             return self._alternate(batch, update)
         pairing = self.pairing
-        turned = ""
+        turned = "turned_" if "turned_image" in batch else ""
         if not self.config.shared_passes:
-            turned = "turned_"
             with torch.no_grad():
                 self.network.registration.eval()
                 pair = pairing.register(batch)
@@ -277,12 +275,8 @@ class BiJROS(Method):
         """One step of everything at once, from atlas to image only."""
         pair = self.pairing.register(batch, with_gradient=True, both_ways=False)
         terms = self.pairing.one_way(pair)
-        loss = (
-            self.config.encoder_similarity * terms["similarity"]
-            + self.config.encoder_smooth * terms["smooth"]
-        )
         terms["agreement"] = self.pairing.consistency(pair)
-        loss = loss + terms["agreement"]
+        loss = self._early(terms) + terms["agreement"]
         if self.distillation is not None:
             learned = self.distillation.terms(pair, self.pairing, is_mutual=at.phase == "mutual")
             weights = {"imitation": self.config.imitation if at.phase == "mutual" else 1.0}
@@ -302,16 +296,16 @@ class BiJROS(Method):
         terms = self.pairing.one_way(pair)
         warped = warp(pair.members, pair.to_image)
         answer = self.pairing.probabilities(pair.image_maps, pair.size)
-        loss = (
-            self.config.encoder_similarity * terms["similarity"]
-            + self.config.encoder_smooth * terms["smooth"]
-            + agreement(warped, answer.detach())
-        )
+        loss = self._early(terms) + agreement(warped, answer.detach())
         lower = agreement(answer, warped.detach())
         update.minimise(loss, "reg")
         update.minimise(lower, "seg")
         logged = {"loss": loss, "lower": lower, **terms}
         return {name: value.detach() for name, value in logged.items()}
+
+    def _early(self, terms: Mapping[str, Tensor]) -> Tensor:
+        config = self.config
+        return config.encoder_similarity * terms["similarity"] + config.encoder_smooth * terms["smooth"]
 
     def _blend(self, pair: Pair) -> Tensor:
         low, high = self.config.blend
@@ -351,11 +345,8 @@ class BiJROS(Method):
         lower, (label_lower, *image_lower) = differentiate(segmentation, parameters, inputs, update, "seg")
         factor = hypergradient_factor(upper, lower, limit=config.factor_limit)
         terms = pairing.both_ways(pair)
-        images = (
-            config.similarity * terms["similarity"]
-            + config.smooth * terms["smooth"]
-            + config.cycle * terms["cycle"]
-        )
+        weights = {"similarity": config.similarity, "smooth": config.smooth, "cycle": config.cycle}
+        images = torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
         label_gradient = label_upper + factor * label_lower
         total = images + (label_gradient * warped).sum()
         if image_lower:

@@ -232,8 +232,9 @@ def test_weights_for_the_encoder_leave_out_its_pretraining() -> None:
 
 @pytest.mark.parametrize("encoder", ["bijros", "synthseg"])
 def test_every_phase_can_be_measured_without_values(encoder: str) -> None:
-    plan = tiny_bijros(encoder=encoder, side=32).plan
-    assert measure(BiJROS, plan).kept > 0
+    for shared in (True, False):
+        plan = tiny_bijros(encoder=encoder, side=32, shared_passes=shared).plan
+        assert measure(BiJROS, plan).kept > 0
 
 
 @pytest.fixture
