@@ -109,6 +109,11 @@ def decide(
     if len(facts) > 1 and not needs.several_datasets:
         names = ", ".join(each.name for each in facts)
         raise MethodError(f"{method}: learns one dataset at a time, and was given {len(facts)} ({names}).")
+    if overrides.novel and not needs.new_classes:
+        raise MethodError(
+            f"{method}: learns every class of a dataset, and cannot be shown {', '.join(overrides.novel)} "
+            "later (--novel)."
+        )
     proposal = method_class.propose(situation(fingerprints, overrides))
     if not proposal.fits:
         raise MethodError(f"{method}: does not fit here: {proposal.reason}.")

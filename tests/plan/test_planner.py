@@ -257,12 +257,15 @@ def test_channels_of_joined_datasets_should_match(plan: Make, fingerprint: Make,
 def test_novel_classes_are_named_in_the_plan_and_an_unknown_one_is_refused(
     plan: Make, fingerprint: Make, toy: Make
 ) -> None:
-    made = plan(fingerprint(), method=toy(), novel=("tumour",))
+    shown = toy(new_classes=True)
+    with pytest.raises(MethodError, match="cannot be shown tumour later"):
+        plan(fingerprint(), method=toy(), novel=("tumour",))
+    made = plan(fingerprint(), method=shown, novel=("tumour",))
     assert made.datasets[0].novel == ("tumour",)
     assert made.reasons["datasets.0.novel"] == "kept out of learning by the user (--novel)"
     assert situation([fingerprint()], Overrides(novel=("tumour",))).has_novel_classes
     with pytest.raises(PlanError, match=r"no class 'tumor' \(did you mean 'tumour'\?\)"):
-        plan(fingerprint(), method=toy(), novel=("tumor",))
+        plan(fingerprint(), method=shown, novel=("tumor",))
 
 
 def test_datasets_to_pretrain_on_may_have_other_channels_and_serve_every_fold(
