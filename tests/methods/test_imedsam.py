@@ -265,3 +265,12 @@ def test_it_is_proposed_for_one_lesion_in_pictures_if_there_are_weights():
     assert without.encoder == "tiny" and without.score < silent.score
     assert not METHOD.propose(situation(num_labelled=0)).fits
     assert not METHOD.propose(situation(num_datasets=2)).fits
+
+
+def test_training_without_the_weight_file_stops_with_one_sentence(monkeypatch, tmp_path):
+    from medplan.commands.training import _build
+
+    monkeypatch.setenv("MEDPLAN_WEIGHTS", str(tmp_path))
+    plan = replace(tiny_plan("imedsam"), encoder_weights="sam_vit_b_01ec64.pth")
+    with pytest.raises(CheckpointError, match=r"'sam_vit_b_01ec64\.pth' is neither .*--encoder-weights none"):
+        _build(plan, None, resume=False)
