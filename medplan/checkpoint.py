@@ -23,6 +23,7 @@ __all__ = [
     "check",
     "load",
     "load_encoder",
+    "load_published",
     "load_weights",
     "plan_of",
     "restore",
@@ -155,7 +156,7 @@ def load_encoder(
 
     Raises: CheckpointError listing the keys that are missing, unknown or of another shape.
     """
-    found = _read_safetensors(path) if path.suffix == ".safetensors" else load(path)
+    found = load_published(path)
     for wrapper in ("state_dict", "model", "weights"):
         if isinstance(found.get(wrapper), Mapping):
             found = dict(found[wrapper])
@@ -168,6 +169,36 @@ def load_encoder(
         if key.startswith(excused) and excused and key not in weights:
             weights[key] = tensor
     restore(module, weights, where=str(path))
+
+
+def load_published(path: Path) -> dict[str, Any]:
+    """Read a weight file as its authors published it: by `torch.load`, ``.safetensors``, or Keras' ``.h5``.
+
+    Returns: what the file holds; of a Keras file the tensors by their full names. No code of it is run.
+    Raises: CheckpointError if it cannot be read, naming the package to install where one is missing.
+    """
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _read_keras(path) if path.suffix in (".h5", ".hdf5") else load(path)
+
+
+def _read_keras(path: Path) -> dict[str, Any]:
+    try:
+        import h5py
+    except ImportError:
+        raise CheckpointError(f"{path}: to read it, 'pip install h5py'.") from None
+    found: dict[str, Any] = {}
+
+    def keep(name: str, entry: Any) -> None:
+        if isinstance(entry, h5py.Dataset) and entry.dtype.kind == "f":
+            found[name] = torch.from_numpy(entry[()])
+
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(keep)
+    except OSError as error:
+        raise CheckpointError(f"{path}: not a readable Keras file ({error}).") from None
+    return found
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

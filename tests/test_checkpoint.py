@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -95,3 +96,16 @@ def test_published_encoders_are_loaded_through_a_key_map(tmp_path: Path) -> None
     assert torch.equal(target["proj"].weight, source.weight)
     with pytest.raises(CheckpointError, match=r"missing: new\.bias, new\.weight"):
         checkpoint.load_encoder(target, tmp_path / "x.pth", rename)
+
+
+def test_published_keras_files_are_read_by_their_full_names(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "weights.h5", "w") as file:
+        file["conv/conv/kernel:0"] = np.arange(6, dtype=np.float32).reshape(2, 3)
+        file["names"] = np.array([b"conv"])
+    found = checkpoint.load_published(tmp_path / "weights.h5")
+    assert found.keys() == {"conv/conv/kernel:0"}
+    assert found["conv/conv/kernel:0"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    (tmp_path / "broken.h5").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="not a readable Keras file"):
+        checkpoint.load_published(tmp_path / "broken.h5")

@@ -109,14 +109,16 @@ def prepare_cases(space: Workspace, plan: "Plan", *, workers: int | None) -> Non
     from medplan.data.dataset import open_dataset
     from medplan.preprocess.run import preprocess
 
+    atlas = None
     for dataset in plan.datasets:
         folder = space.preprocessed_folder(dataset.name, dataset.preprocessed_name(plan.grid))
-        preprocess(
+        atlas = preprocess(
             open_dataset(space.raw_folder(dataset.name)),
             dataset,
             plan.grid,
             folder,
             workers=workers or os.cpu_count() or 1,
+            atlas=atlas,
         )
         print(f"Preprocessed: {folder}")
 

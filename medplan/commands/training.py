@@ -155,5 +155,5 @@ def _build(plan: "Plan", start_from: Path | None, *, resume: bool) -> "Method":
         state = checkpoint.load(source)
         method.start_from(state["weights"], checkpoint.plan_of(state, path=source), where=str(source))
     elif plan.encoder_weights not in (None, "none"):
-        method.load_encoder(checkpoint.load(weights.locate(str(plan.encoder_weights))))
+        method.load_encoder(checkpoint.load_published(weights.locate(str(plan.encoder_weights))))
     return method

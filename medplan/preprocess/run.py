@@ -28,7 +28,15 @@ VERSION = 2
 logger = logging.getLogger(__name__)
 
 
-def preprocess(dataset: Dataset, plan: DatasetPlan, grid: Grid, folder: Path, *, workers: int) -> None:
+def preprocess(
+    dataset: Dataset,
+    plan: DatasetPlan,
+    grid: Grid,
+    folder: Path,
+    *,
+    workers: int,
+    atlas: Atlas | None = None,
+) -> Atlas | None:
     """Preprocess every case of a dataset into a folder; cases that are there already are left as they are.
 
     A case is done again when its files, the grid, the normalisation or the labels have changed. Interrupting
@@ -41,6 +49,9 @@ def preprocess(dataset: Dataset, plan: DatasetPlan, grid: Grid, folder: Path, *,
         plan: of that dataset.
         folder: made if it is not there.
         workers: cases at a time.
+        atlas: of another dataset, where that is what `grid.align_to` names.
+
+    Returns: the atlas that cases were aligned to, if any.
 
     Raises: DataError listing every case that failed and why, after all others are done.
     """
@@ -48,7 +59,7 @@ def preprocess(dataset: Dataset, plan: DatasetPlan, grid: Grid, folder: Path, *,
     named = {case for roles in plan.folds for ids in roles.values() for case in ids}
     cases = [*dataset.cases, *(case for case in dataset.test_cases if case.id in named)]
     workers = max(1, min(workers, len(cases)))
-    atlas = _atlas(dataset, plan, grid, folder)
+    atlas = _atlas(dataset, plan, grid, folder) if atlas is None else atlas
     facts = _facts(plan, grid)
     if atlas is not None:
         facts += hashlib.blake2b(atlas.volume.tobytes()).hexdigest()
@@ -70,6 +81,7 @@ def preprocess(dataset: Dataset, plan: DatasetPlan, grid: Grid, folder: Path, *,
             "done. Correct them, or list them under 'exclude' in dataset.json, and run the same command "
             f"again:\n{listed}"
         )
+    return atlas
 
 
 def _failure(done: Future[None]) -> str | None:

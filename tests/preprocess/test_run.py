@@ -136,3 +136,13 @@ def test_validation_finds_the_way_back(raw_dataset, tmp_path, make_plan):
     assert restoration.native.shape == (20, 28, 24)
     assert np.load(tmp_path / "out" / "case00.locations.npy").dtype == np.uint16
     assert not (tmp_path / "out" / "case04.label.b2nd").exists()
+
+
+def test_the_atlas_of_one_dataset_serves_the_others(raw_dataset, tmp_path, make_plan):
+    grid = Grid(spacing_mm=(3.0, 3.0, 3.0), align_to="case00", crop="none")
+    dataset = open_dataset(raw_dataset)
+    atlas = preprocess(dataset, make_plan(), grid, tmp_path / "own", workers=1)
+    assert atlas is not None and (tmp_path / "own" / "atlas.nrrd").is_file()
+    assert preprocess(dataset, make_plan(), grid, tmp_path / "other", workers=1, atlas=atlas) is atlas
+    assert not (tmp_path / "other" / "atlas.nrrd").exists()
+    assert content(tmp_path / "other").items() <= content(tmp_path / "own").items()
