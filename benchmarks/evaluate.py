@@ -4,22 +4,21 @@
     python benchmarks/evaluate.py --predictions P --references R --labels 1 2
 
 Without folders it makes ten volumes of the size of a left-atrium scan. nnU-Net has no surface distances, so
-the ratio is that of the overlap scores; what the surface distances add is printed besides. That both agree in
-every Dice is checked. Of several runs the fastest counts.
+the ratio (at most 0.20 of the time) is that of the overlap scores; what the surface distances add is printed
+besides. That both agree in every Dice is checked. Of several runs the fastest counts.
 """
 
 import argparse
 import json
 import math
-import os
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from fingerprint import Run, best, measure
+from measurement import Run, best, measure, ratios, shown, write_record
 
-TARGET = 0.20
+TARGETS = {"wall": 0.20}
 
 
 def main() -> None:
@@ -32,20 +31,17 @@ def main() -> None:
     parser.add_argument("--nnunet-python", type=Path, help="python of an environment with nnunetv2")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the figures there too")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if arguments.predictions is None or arguments.references is None:
             arguments.predictions, arguments.references = make_cases(folder)
         describe(folder / "raw_data" / "Benchmark", arguments.labels)
-        figures = compare(arguments, folder)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({name: vars(run) for name, run in figures.items()}, indent=1))
+        compare(arguments, folder)
 
 
-def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Run]:
-    """Run each side and print its figures."""
+def compare(arguments: argparse.Namespace, folder: Path) -> None:
+    """Run each side, print its figures and keep them."""
     own = [
         sys.executable, "-m", "medplan.cli", "evaluate", "-i", str(arguments.predictions), "-r",
         str(arguments.references), "-d", "Benchmark", "--workspace", str(folder), "--workers",
@@ -62,19 +58,17 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, Run]:
             str(arguments.predictions), "-l", *map(str, arguments.labels), "-o", str(folder / "nnunet.json"),
             "-np", str(arguments.workers),
         ]  # fmt: skip
-    environment = dict(os.environ)
-    environment |= {f"nnUNet_{part}": str(folder) for part in ("raw", "preprocessed", "results")}
-    figures = {}
+    environment = {f"nnUNet_{part}": str(folder) for part in ("raw", "preprocessed", "results")}
+    figures: dict[str, Run] = {}
     for name, command in commands.items():
-        run = best([measure(command, environment) for _ in range(arguments.runs)])
-        figures[name] = run
-        print(f"{name:<30}{run.wall_s:7.2f} s wall {run.cpu_s:7.2f} s CPU {run.peak_mib:8.0f} MiB")
+        figures[name] = best([measure(command, environment) for _ in range(arguments.runs)])
+        print(f"{name:<30}{figures[name]}", flush=True)
     if arguments.nnunet_python:
-        ours, theirs = figures["medplan, overlap"], figures["nnU-Net"]
-        print(f"ratio {ours.wall_s / theirs.wall_s:.3f} wall (at most {TARGET}), ", end="")
-        print(f"{ours.peak_mib / theirs.peak_mib:.3f} memory")
+        ratio = ratios(figures["medplan, overlap"], figures["nnU-Net"])
+        print(shown("ratio", ratio, TARGETS))
         agree(folder / "overlap" / "summary.json", folder / "nnunet.json")
-    return figures
+        record = {**figures, "ratio": ratio, "targets": TARGETS}
+        write_record("evaluate", record, nnunet_python=arguments.nnunet_python.absolute())
 
 
 def make_cases(folder: Path) -> tuple[Path, Path]:

@@ -1,27 +1,21 @@
-"""Preprocessing ten volumes to 1.5 mm, whole processes, side by side with nnU-Net.
+"""Preprocessing to 1.5 mm, whole processes, side by side with nnU-Net.
 
-    python benchmarks/preprocess.py --la SOURCE [--nnunet-python PATH]
+    python benchmarks/preprocess.py raw_data/Dataset901_LA [--nnunet-python PATH/TO/python]
 
-SOURCE holds the left-atrium set as UA-MT distributes it (``<id>/mri_norm2.h5``); without it ten random
-volumes of that size are made. nnU-Net runs its default preprocessing with two processes on plans for the same
-spacing, medplan two threads. Wall time is that of the whole command, memory the largest process and, since
-nnU-Net has several, the sum over the tree. Bounds: 0.30 of the time, 0.33 of the memory.
+nnU-Net runs its default preprocessing with two processes on plans for the same spacing; medplan two threads. The
+fastest of several runs counts, each from an empty folder. Bounds: 0.30 of the time, 0.33 of the memory of all
+processes together.
 """
 
 import argparse
-import json
-import os
-import subprocess
+import re
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
-import numpy as np
+from measurement import Run, best, measure, ratios, shown, write_record
 
-NAME, SPACING, TARGET = "Dataset901_LA", 0.625, 1.5
-SHAPE = (88, 140, 183)
+TARGETS = {"wall": 0.30, "memory": 0.33}
 
 MEDPLAN = """
 import sys
@@ -34,140 +28,74 @@ plan = DatasetPlan(
     name=dataset.name, channels=dataset.channels, modalities=("MR",), labels=dataset.labels, folds=({},),
     normalisations=(Normalisation(scheme="zscore"),),
 )
-preprocess(dataset, plan, Grid(spacing_mm=(1.5,) * 3), Path(sys.argv[2]), workers=2)
+preprocess(dataset, plan, Grid(spacing_mm=(float(sys.argv[3]),) * 3), Path(sys.argv[2]), workers=int(sys.argv[4]))
 """
 
+# Its workers are spawned, so its code has to lie in files.
 NNUNET = """
+import sys
 if __name__ == "__main__":
     from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
-    preprocess_dataset(901, "nnUNetPlans", ["3d_fullres"], [2])
+    preprocess_dataset(int(sys.argv[1]), "nnUNetPlans", ["3d_fullres"], [int(sys.argv[2])])
 """
 
 NNUNET_PLAN = """
+import sys
 if __name__ == "__main__":
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset,
-    plan_experiment_dataset extract_fingerprint_dataset(901, num_processes=2) plan_experiment_dataset(901,
-    overwrite_target_spacing=(1.5, 1.5, 1.5))
+    from nnunetv2.experiment_planning import plan_and_preprocess_api as api
+    number, spacing = int(sys.argv[1]), float(sys.argv[2])
+    api.extract_fingerprint_dataset(number, num_processes=2)
+    api.plan_experiment_dataset(number, overwrite_target_spacing=(spacing,) * 3)
 """
 
 
-def make_dataset(raw: Path, source: Path | None) -> Path:
-    """Write ten cases in nnU-Net's layout."""
-    import SimpleITK as sitk
-
-    folder = raw / NAME
-    for part in ("imagesTr", "labelsTr"):
-        (folder / part).mkdir(parents=True)
-    files = sorted(source.rglob("mri_norm2.h5"))[:10] if source else []
-    for number in range(10):
-        if files:
-            import h5py
-
-            with h5py.File(files[number]) as file:
-                pixels, label = (np.asarray(file[name]).transpose(2, 1, 0) for name in ("image", "label"))
-        else:
-            rng = np.random.default_rng(number)
-            pixels = rng.standard_normal(SHAPE, dtype=np.float32)
-            label = np.zeros(SHAPE, np.uint8)
-            label[30:60, 50:90, 60:120] = 1
-        for part, name, array in (
-            ("imagesTr", f"la_{number}_0000", pixels.astype(np.float32)),
-            ("labelsTr", f"la_{number}", label.astype(np.uint8)),
-        ):
-            image = sitk.GetImageFromArray(np.ascontiguousarray(array))
-            image.SetSpacing((SPACING,) * 3)
-            sitk.WriteImage(image, str(folder / part / f"{name}.nii.gz"), True)
-    description = {
-        "channel_names": {"0": "MR"},
-        "labels": {"background": 0, "atrium": 1},
-        "numTraining": 10,
-        "file_ending": ".nii.gz",
-    }
-    (folder / "dataset.json").write_text(json.dumps(description))
-    return folder
-
-
-def measure(command: list[str], environment: dict[str, str]) -> tuple[float, float]:
-    """Return wall seconds and the peak of the proportional memory of the process tree in MiB (Linux)."""
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+def run_nnunet(python: Path, dataset: Path, folder: Path, spacing: float, workers: int, runs: int) -> Run:
+    """Plan once, then return the fastest of several runs of the preprocessing alone."""
+    match = re.fullmatch(r"Dataset(\d{3})_.+", dataset.name)
+    number = match[1] if match else "998"
+    name = dataset.name if match else f"Dataset998_{dataset.name}"
+    for part in ("raw", "preprocessed", "results"):
+        (folder / part).mkdir()
+    (folder / "raw" / name).symlink_to(dataset.resolve(), target_is_directory=True)
+    environment = {f"nnUNet_{part}": str(folder / part) for part in ("raw", "preprocessed", "results")}
+    for script, text in (("plan.py", NNUNET_PLAN), ("run.py", NNUNET)):
+        (folder / script).write_text(text)
+    measure([python, folder / "plan.py", number, str(spacing)], environment)
+    return best(
+        [measure([python, folder / "run.py", number, str(workers)], environment) for _ in range(runs)]
     )
-    peak, done = [0.0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.1):
-            peak[0] = max(peak[0], sum(_proportional_mib(pid) for pid in _tree(process.pid)))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    output, _ = process.communicate()
-    seconds = time.perf_counter() - start
-    done.set()
-    watcher.join()
-    if process.returncode:
-        sys.exit(f"{command[0]} failed:\n{output[-2000:]}")
-    return seconds, peak[0]
-
-
-def _tree(root: int) -> list[int]:
-    found = [root]
-    for pid in found:
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            try:
-                found.extend(int(child) for child in children.read_text().split())
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-    return found
-
-
-def _proportional_mib(pid: int) -> float:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return 0.0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:")), 0.0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--la", type=Path, help="folder of the left-atrium set")
-    parser.add_argument("--nnunet-python", help="interpreter of an environment with nnunetv2")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each; the fastest counts (default 3)")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("dataset", type=Path, help="raw dataset (the folder of dataset.json)")
+    parser.add_argument("--spacing", type=float, default=1.5, help="mm, of all axes (default 1.5)")
+    parser.add_argument("--nnunet-python", type=Path, help="python of an environment with nnunetv2")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=3, help="of each; the fastest counts (default 3)")
     arguments = parser.parse_args()
+    spacing, workers = arguments.spacing, arguments.workers
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        dataset = make_dataset(folder / "raw", arguments.la)
-        environment = {
-            **os.environ,
-            "nnUNet_raw": str(folder / "raw"),
-            "nnUNet_preprocessed": str(folder / "nnunet"),
-            "nnUNet_results": str(folder / "results"),
-        }
-        runs = [
-            measure([sys.executable, "-c", MEDPLAN, str(dataset), str(folder / f"medplan{i}")], environment)
-            for i in range(arguments.repeats)
-        ]
-        ours = min(runs)
-        figures = {"seconds": ours[0], "peak_mib": ours[1]}
-        print(f"medplan {ours[0]:6.2f} s {ours[1]:6.0f} MiB", flush=True)
+        ours = best(
+            [
+                measure(
+                    [sys.executable, "-c", MEDPLAN, arguments.dataset, folder / f"medplan{run}"]
+                    + [str(spacing), str(workers)]
+                )
+                for run in range(arguments.runs)
+            ]
+        )
+        print(f"medplan  {ours}", flush=True)
         if arguments.nnunet_python:
-            # Its workers are spawned, so its code has to lie in files.
-            for script, text in (("plan.py", NNUNET_PLAN), ("preprocess.py", NNUNET)):
-                (folder / script).write_text(text)
-            measure([arguments.nnunet_python, str(folder / "plan.py")], environment)
-            command = [arguments.nnunet_python, str(folder / "preprocess.py")]
-            theirs = min(measure(command, environment) for _ in range(arguments.repeats))
-            figures |= {"nnunet_seconds": theirs[0], "nnunet_peak_mib": theirs[1]}
-            figures |= {"ratio": ours[0] / theirs[0], "memory_ratio": ours[1] / theirs[1]}
-            print(f"nnU-Net {theirs[0]:6.2f} s {theirs[1]:6.0f} MiB")
-            print(f"time {figures['ratio']:.3f} (at most 0.30)")
-            print(f"memory {figures['memory_ratio']:.3f} (at most 0.33)")
-        if arguments.json:
-            arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+            python = arguments.nnunet_python.absolute()
+            theirs = run_nnunet(python, arguments.dataset, folder, spacing, workers, arguments.runs)
+            print(f"nnU-Net  {theirs}")
+            print(shown("ratio", ratios(ours, theirs), TARGETS))
+            figures = {"medplan": ours, "nnunet": theirs, "ratio": ratios(ours, theirs), "targets": TARGETS}
+            write_record("preprocess", figures, nnunet_python=python)
 
 
 if __name__ == "__main__":
