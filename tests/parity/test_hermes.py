@@ -1,14 +1,19 @@
 """Hermes-R, Hermes-M, their blocks and losses equal the original's numbers, in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from medplan.data.labels import LabelSpace
+from medplan.errors import CheckpointError
+from medplan.methods.hermes import Hermes
 from medplan.networks.medformer import BidirectionalBlock, MapFusion, MedFormer, PatchMerging, SemanticMap
 from medplan.networks.prior_attention import PriorBlock, PriorFusion, PriorPool
 from medplan.networks.prior_unet import PriorShape, PriorUNet
 from medplan.networks.prior_weights import block_name, from_published
 from medplan.task_losses import TaskLoss, adaptive_tversky, binary_cross_entropy, pool_slots
+from tests.conformance.tiny import tiny_plan
 
 FOUR = [[0, 1, 38, 39, -1], [64, 65, 66, 70, -1]]
 FUSION_MODALITY = torch.tensor([0, -1])
@@ -133,3 +138,20 @@ def test_losses_and_their_gradients_equal_the_original(reference):
     scores = 6 * original.input("modality_logits") - 3
     modality = check("modality_ce", released.modality(scores, torch.tensor([0, -1, 4])))
     check("total", entropy + tversky + 0.01 * modality)
+
+
+@pytest.mark.slow
+def test_published_weights_load_strictly_and_tokens_go_by_their_names(reference):
+    published = reference("hermes_r").state("net")
+    labels = LabelSpace(names=("liver", "tail"), values=((1,), (2,)))
+    plan = tiny_plan("hermes")
+    chaos = replace(plan.datasets[0], name="CHAOS", labels=labels)
+    method = Hermes(replace(plan, datasets=(chaos,), config={"modalities": ["T1"]}))
+    before = method.network.fusions[0].pool.tasks[1].clone()
+    method.load_encoder(published)
+    pool = method.network.fusions[0].pool
+    assert torch.equal(pool.tasks[0], published["prior_init_fuse_2.task_prior"][38].float())
+    assert torch.equal(pool.tasks[1], before)
+    assert torch.equal(pool.modalities[0], published["prior_init_fuse_2.modality_prior"][2].float())
+    with pytest.raises(CheckpointError, match="missing"):
+        method.load_encoder({name: value for name, value in published.items() if "up4" not in name})

@@ -1,0 +1,46 @@
+"""Whose classes are predicted, and what a method is told beside the image."""
+
+from dataclasses import replace
+
+import pytest
+
+from medplan.data.labels import LabelSpace
+from medplan.errors import UsageError
+from medplan.method import Needs
+from medplan.predict.options import Options, choose_dataset
+from tests.train.toy import toy_plan
+
+
+def plan_of_two():
+    plan = toy_plan()
+    heart = LabelSpace(names=("atrium", "liver"), values=((1,), (2,)))
+    return replace(plan, datasets=(plan.datasets[0], replace(plan.datasets[0], name="Heart", labels=heart)))
+
+
+def test_of_several_datasets_the_one_is_taken_that_is_named_or_alone_has_the_classes():
+    plan = plan_of_two()
+    assert choose_dataset(toy_plan(), None).name == "Phantom"
+    assert choose_dataset(plan, "Heart").name == "Heart"
+    assert choose_dataset(plan, None, ["liver", "atrium"]).name == "Heart"
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "hint"),
+    [
+        (None, [], "--dataset-labels"),
+        (None, ["liver"], "Phantom, Heart have these classes"),
+        (None, ["kidney"], "--dataset-labels"),
+        ("Hart", [], "did you mean 'Heart'"),
+    ],
+)
+def test_what_is_not_clear_is_asked_back(name, classes, hint):
+    with pytest.raises(UsageError, match=hint):
+        choose_dataset(plan_of_two(), name, classes)
+
+
+def test_a_modality_is_for_methods_that_are_told_it():
+    told = Options(modality="unknown")
+    assert told.prompts(Needs(told_modality=True))["modality"] == "unknown"
+    assert "modality" not in Options().prompts(Needs())
+    with pytest.raises(UsageError, match="--modality"):
+        told.prompts(Needs())
