@@ -19,7 +19,6 @@ at each other (`medplan.networks.prior_attention`), and the task tokens become c
 | warm-up of 5 of 200 epochs                 | `warmup`                                                    |
 | EMA 0.99                                   | `ema`                                                       |
 | modality loss x 0.01                       | `modality_weight`                                           |
-| 0.5 / 0.5 deep supervision (Hermes-M)      | fixed, as released                                          |
 
 Answers: tasks are independent sigmoids. For classes that exclude each other the background gets the logit 0,
 so that a voxel belongs to its most probable task, if that is more probable than not. For regions each task is
@@ -156,7 +155,10 @@ class Hermes(Method):
             lack = "these are pictures" if situation.is_picture else "there is none"
             return Proposal(fits=False, score=0, reason=f"it learns from labelled volumes, and {lack}")
         several = situation.num_datasets > 1
-        grid = {"grid.spacing_mm": "1.5 mm for all datasets, as released"} if several else {}
+        together = {
+            "grid.spacing_mm": "1.5 mm for all datasets, as released",
+            "batch_size": "a step should see several datasets; released: 16 on 8 GPUs",
+        }
         return Proposal(
             fits=True,
             score=90 if several else 30,
@@ -166,8 +168,9 @@ class Hermes(Method):
             iterations=80_000,
             lr=2e-3,
             weight_decay=1e-5,
+            batch_size=4 if several else None,
             spacing_mm=(1.5, 1.5, 1.5) if several else None,
-            reasons={"iterations": "200 epochs of 400 steps, as released", **grid},
+            reasons={"iterations": "200 epochs of 400 steps, as released", **(together if several else {})},
         )
 
     @classmethod
@@ -313,8 +316,7 @@ class Hermes(Method):
         """Return how alike the tokens of tasks are."""
         with torch.no_grad():
             rows = self.network.similarity().cpu().tolist()
-        title = "Similarity of the task tokens (mean cosine over levels)"
-        values = tuple(tuple(row) for row in rows)
+        title, values = "Similarity of the task tokens (mean cosine over levels)", tuple(map(tuple, rows))
         return {"task_similarity": Heatmap(title=title, names=self.config.tasks, values=values)}
 
     def _take_over(
