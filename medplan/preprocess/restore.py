@@ -1,11 +1,11 @@
 """Network output back onto the input's own grid, slab by slab, as class indices.
 
 Interpolating linearly takes weighted means with weights that sum to 1. Where the eight surrounding voxels
-agree on
-the class, their mean agrees too: only cells at borders between classes need their logits interpolated,
-    usually one
-voxel in a hundred. The result is that of interpolating everything, at a fraction of the time, and never holds
-more than two slices of logits of the prepared grid besides the slab that is being added.
+agree on the class, their mean agrees too: only cells at borders between classes need their logits
+interpolated, usually one voxel in a hundred. The result is that of interpolating everything, at a fraction of
+the time, and never holds more than two slices of logits of the prepared grid besides the slab that is being
+added. A slice is too little work to share among threads, which would wait for each other longer than they
+compute, so NumPy does it on one.
 """
 
 from dataclasses import dataclass
@@ -23,6 +23,10 @@ from medplan.preprocess.geometry import Restoration
 from medplan.preprocess.operators import neighbours
 
 __all__ = ["LabelRestorer", "Restored", "class_indices"]
+
+Logits = npt.NDArray[np.float32]
+Classes = npt.NDArray[np.integer]
+_Slice = tuple[Logits, Classes]
 
 _DENSE_SHARE = 0.1
 """Share of border voxels in a slice from which interpolating all of it is faster."""
@@ -71,7 +75,7 @@ class LabelRestorer:
         self._classes = np.zeros(restoration.native.shape, np.uint8 if labels.num_outputs < 255 else np.int16)
         self._target = restoration.box(self._classes)
         self._probabilities = self._allocate(file) if probabilities else None
-        self._slices: dict[int, tuple[Tensor, Tensor]] = {}
+        self._slices: dict[int, _Slice] = {}
         self._num_added = 0
         self._num_written = 0
         lower, upper, self._weight_z = neighbours(restoration.shape[0], len(self._target))
@@ -96,16 +100,15 @@ class LabelRestorer:
         if self._restoration.alignment is not None:
             below = slice(self._num_added, self._num_added + slab.shape[1])
             self._whole[below] = slab.movedim(0, -1)
-            self._whole_classes[below] = class_indices(slab, self._labels)
+            self._whole_classes[below] = torch.from_numpy(class_indices(slab.numpy(), self._labels))
             self._num_added += slab.shape[1]
             return
-        for index in range(slab.shape[1]):
-            plane = slab[:, index]
+        for plane in slab.numpy().swapaxes(0, 1):
             self._slices[self._num_added] = (plane, class_indices(plane, self._labels))
             self._num_added += 1
             self._write()
         # What waits for its upper neighbour must not keep the whole slab alive.
-        self._slices = {z: (logits.clone(), classes) for z, (logits, classes) in self._slices.items()}
+        self._slices = {z: (logits.copy(), classes) for z, (logits, classes) in self._slices.items()}
 
     def finish(self) -> Restored:
         """Return the result after the last slab."""
@@ -140,27 +143,28 @@ class LabelRestorer:
         for z in [z for z in self._slices if z < needed]:
             del self._slices[z]
 
-    def _write_slice(self, z: int, lower: tuple[Tensor, Tensor], upper: tuple[Tensor, Tensor]) -> None:
+    def _write_slice(self, z: int, lower: _Slice, upper: _Slice) -> None:
         weight = float(self._weight_z[z])
         if self._probabilities is not None:
-            logits = self._plane.dense(torch.lerp(lower[0], upper[0], weight))
-            self._restoration.box(self._probabilities)[:, z] = _probabilities(logits, self._labels).numpy()
-            self._target[z] = class_indices(logits, self._labels).numpy()
+            logits = self._plane.dense(_between(lower[0], upper[0], weight))
+            probabilities = _probabilities(torch.from_numpy(logits), self._labels)
+            self._restoration.box(self._probabilities)[:, z] = probabilities.numpy()
+            self._target[z] = class_indices(logits, self._labels)
             return
         if weight == 0:
             upper = lower
         classes, border = self._plane.certain(lower[1], upper[1])
-        if len(border) > _DENSE_SHARE * classes.numel():
-            logits = self._plane.dense(torch.lerp(lower[0], upper[0], weight))
-            self._target[z] = class_indices(logits, self._labels).numpy()
+        if len(border) > _DENSE_SHARE * classes.size:
+            logits = self._plane.dense(_between(lower[0], upper[0], weight))
+            self._target[z] = class_indices(logits, self._labels)
             return
         if len(border):
             below = self._plane.sparse(lower[0], border)
             logits = (
-                below if upper is lower else torch.lerp(below, self._plane.sparse(upper[0], border), weight)
+                below if upper is lower else _between(below, self._plane.sparse(upper[0], border), weight)
             )
-            classes.view(-1)[border] = class_indices(logits, self._labels)
-        self._target[z] = classes.numpy()
+            classes.reshape(-1)[border] = class_indices(logits, self._labels)
+        self._target[z] = classes
 
     def _write_from_atlas(self, logits: Tensor, classes: Tensor) -> None:
         """Look every voxel of the input up in the atlas' grid, slice by slice; outside it is background.
@@ -199,7 +203,7 @@ class LabelRestorer:
                 upper = torch.tensor(sides)
                 part = weight[where] * upper + (1 - weight[where]) * (1 - upper)
                 mixed.addcmul_(flat[index[where]], part.prod(dim=1, keepdim=True))
-            found[where] = class_indices(mixed.T, self._labels)
+            found[where] = torch.from_numpy(class_indices(mixed.T.numpy(), self._labels))
             self._target[z].reshape(-1)[inside] = found.numpy()
             if self._probabilities is not None:
                 view = self._restoration.box(self._probabilities)[:, z].reshape(len(mixed.T), -1)
@@ -211,19 +215,19 @@ class _Plane:
 
     def __init__(self, old: tuple[int, ...], new: tuple[int, ...]) -> None:
         self._old, self._new = (old[0], old[1]), (new[0], new[1])
-        (y0, y1, wy), (x0, x1, wx) = (
-            tuple(map(torch.from_numpy, neighbours(a, b))) for a, b in zip(old, new, strict=True)
-        )
+        (y0, y1, wy), (x0, x1, wx) = (neighbours(a, b) for a, b in zip(old, new, strict=True))
         self._y, self._x = (y0, y1), (x0, x1)
-        self._weight_y, self._weight_x = wy.to(torch.float32), wx.to(torch.float32)
+        self._weight_y, self._weight_x = wy.astype(np.float32), wx.astype(np.float32)
 
-    def dense(self, logits: Tensor) -> Tensor:
+    def dense(self, logits: Logits) -> Logits:
         """Interpolate (K, Y, X) everywhere."""
         if self._old == self._new:
             return logits
-        return interpolate(logits[None], size=self._new, mode="bilinear", align_corners=False)[0]
+        volume = torch.from_numpy(logits)[None]
+        dense: Logits = interpolate(volume, size=self._new, mode="bilinear", align_corners=False)[0].numpy()
+        return dense
 
-    def certain(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    def certain(self, lower: Classes, upper: Classes) -> tuple[Classes, npt.NDArray[np.intp]]:
         """Return the class of every new pixel as if it were certain, and the flat indices where it is not.
 
         Args:
@@ -237,44 +241,51 @@ class _Plane:
                     (slice(None),) * axis + (slice(1, None),),
                 )
                 agree[first] = agree[first] & agree[second] & (lower[first] == lower[second])
-        marked = torch.where(agree, lower, _uncertain(lower.dtype))
-        classes = marked.index_select(0, self._y[0]).index_select(1, self._x[0])
-        return classes, (classes == _uncertain(lower.dtype)).view(-1).nonzero().squeeze(1)
+        marked = np.where(agree, lower, _uncertain(lower.dtype))
+        # Along the rows first: whole rows are then copied at once.
+        classes = np.take(np.take(marked, self._x[0], axis=1), self._y[0], axis=0)
+        return classes, np.flatnonzero(classes == _uncertain(lower.dtype))
 
-    def sparse(self, logits: Tensor, where: Tensor) -> Tensor:
+    def sparse(self, logits: Logits, where: npt.NDArray[np.intp]) -> Logits:
         """Interpolate (K, Y, X) at flat indices of the new slice; returns (K, n)."""
-        width = self._new[1]
-        row, column = torch.div(where, width, rounding_mode="floor"), where % width
-        flat = logits.flatten(1)
+        row, column = np.divmod(where, self._new[1])
+        flat = logits.reshape(len(logits), -1)
         above, below = self._y[0][row] * self._old[1], self._y[1][row] * self._old[1]
         left, right = self._x[0][column], self._x[1][column]
         across, down = self._weight_x[column], self._weight_y[row]
-        top = torch.lerp(flat[:, above + left], flat[:, above + right], across)
-        bottom = torch.lerp(flat[:, below + left], flat[:, below + right], across)
-        return torch.lerp(top, bottom, down)
+        top = _between(np.take(flat, above + left, axis=1), np.take(flat, above + right, axis=1), across)
+        bottom = _between(np.take(flat, below + left, axis=1), np.take(flat, below + right, axis=1), across)
+        return _between(top, bottom, down)
 
 
-def _uncertain(kind: torch.dtype) -> Tensor:
+def _between(first: Logits, second: Logits, weight: float | Logits) -> Logits:
+    """Return the mean of both in which `second` has that weight, as a new array."""
+    mixed = second - first
+    mixed *= weight
+    mixed += first
+    return mixed
+
+
+def _uncertain(kind: np.dtype[np.integer]) -> np.integer:
     """Return the value that marks a cell whose corners differ: the one that is no class index."""
-    return torch.tensor(255 if kind == torch.uint8 else -1, dtype=kind)
+    return kind.type(255 if kind == np.uint8 else -1)
 
 
-def class_indices(logits: Tensor, labels: LabelSpace) -> Tensor:
+def class_indices(logits: Logits, labels: LabelSpace) -> Classes:
     """Return the class indices (...) that logits (K, ...) stand for; of equal outputs the first wins.
 
     Exclusive classes take the largest output; of regions the last one above 0 (probability 1/2) counts.
     """
-    kind = torch.uint8 if labels.num_outputs < 255 else torch.int16
-    classes = torch.zeros(logits.shape[1:], dtype=kind)
+    classes = np.zeros(logits.shape[1:], np.uint8 if labels.num_outputs < 255 else np.int16)
     if labels.is_exclusive:
         # Several times faster than argmax over the outermost axis.
-        best = logits[0]
+        best = logits[0].copy()
         for index, output in enumerate(logits[1:], start=1):
-            classes.masked_fill_(output > best, index)
-            best = torch.maximum(best, output)
+            np.putmask(classes, output > best, classes.dtype.type(index))
+            np.maximum(best, output, out=best)
         return classes
     for index, region in enumerate(logits):
-        classes.masked_fill_(region > 0, index + 1)
+        np.putmask(classes, region > 0, classes.dtype.type(index + 1))
     return classes
 
 
