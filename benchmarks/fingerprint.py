@@ -3,9 +3,10 @@
     python benchmarks/fingerprint.py raw_data/Dataset901_LA --nnunet-python PATH/TO/python
 
 Both start from nothing (no cache, no earlier fingerprint) with the same number of workers; the fastest of
-several runs counts. Ours is measured twice: `extract` alone, and the verb ``medplan fingerprint`` with all that
-it writes, which is what the bounds (0.10 of the time, 0.15 of the memory) are held against. nnU-Net wants the
-dataset in a folder called ``DatasetNNN_Name``; one of any other name is shown to it under such a name by a link.
+several runs counts. Ours is measured twice: `extract` alone, and the verb ``medplan fingerprint`` with all
+that it writes, which is what the bounds (0.10 of the time, 0.15 of the memory) are held against. nnU-Net
+wants the dataset in a folder called ``DatasetNNN_Name``; one of any other name is shown to it under such a
+name by a link.
 """
 
 import argparse

@@ -167,7 +167,8 @@ def _versions(python: str | Path, package: str) -> dict[str, str]:
     names = (package, *PACKAGES)
     if Path(python) == Path(sys.executable):
         return {name: importlib.metadata.version(name) for name in names}
-    code = "import importlib.metadata as m, json, sys; print(json.dumps({n: m.version(n) for n in sys.argv[1:]}))"
+    code = "import importlib.metadata as m, json, sys\n"
+    code += "print(json.dumps({name: m.version(name) for name in sys.argv[1:]}))"
     done = subprocess.run([str(python), "-c", code, *names], capture_output=True, text=True, check=True)
     versions: dict[str, str] = json.loads(done.stdout)
     return versions

@@ -2,9 +2,9 @@
 
     python benchmarks/preprocess.py raw_data/Dataset901_LA [--nnunet-python PATH/TO/python]
 
-nnU-Net runs its default preprocessing with two processes on plans for the same spacing; medplan two threads. The
-fastest of several runs counts, each from an empty folder. Bounds: 0.30 of the time, 0.33 of the memory of all
-processes together.
+nnU-Net runs its default preprocessing with two processes on plans for the same spacing; medplan two threads.
+The fastest of several runs counts, each from an empty folder. Bounds: 0.30 of the time, 0.33 of the memory of
+all processes together.
 """
 
 import argparse
@@ -28,7 +28,8 @@ plan = DatasetPlan(
     name=dataset.name, channels=dataset.channels, modalities=("MR",), labels=dataset.labels, folds=({},),
     normalisations=(Normalisation(scheme="zscore"),),
 )
-preprocess(dataset, plan, Grid(spacing_mm=(float(sys.argv[3]),) * 3), Path(sys.argv[2]), workers=int(sys.argv[4]))
+grid = Grid(spacing_mm=(float(sys.argv[3]),) * 3)
+preprocess(dataset, plan, grid, Path(sys.argv[2]), workers=int(sys.argv[4]))
 """
 
 # Its workers are spawned, so its code has to lie in files.
@@ -79,15 +80,9 @@ def main() -> None:
     spacing, workers = arguments.spacing, arguments.workers
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        ours = best(
-            [
-                measure(
-                    [sys.executable, "-c", MEDPLAN, arguments.dataset, folder / f"medplan{run}"]
-                    + [str(spacing), str(workers)]
-                )
-                for run in range(arguments.runs)
-            ]
-        )
+        own = [sys.executable, "-c", MEDPLAN, arguments.dataset]
+        options = [str(spacing), str(workers)]
+        ours = best([measure([*own, folder / f"medplan{run}", *options]) for run in range(arguments.runs)])
         print(f"medplan  {ours}", flush=True)
         if arguments.nnunet_python:
             python = arguments.nnunet_python.absolute()

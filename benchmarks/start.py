@@ -2,8 +2,8 @@
 
     python benchmarks/start.py [--nnunet-python PATH/TO/python]
 
-Whole processes, the fastest of several runs. Bound: 0.06 of nnU-Net's time for ``medplan --help``, which must also
-stay within 0.15 s of ``python -c pass``.
+Whole processes, the fastest of several runs. Bound: 0.06 of nnU-Net's time for ``medplan --help``, which must
+also stay within 0.15 s of ``python -c pass``.
 """
 
 import argparse
