@@ -112,7 +112,7 @@ def main() -> None:
                 for side, command in sides.items()
             }
             for side, (seconds, run) in runs.items():
-                print(f"{job:7s} {side:8s}{seconds:7.2f} s |{run}", flush=True)
+                print(f"{job:7s} {side:8s}{seconds:7.2f} s, {run.printed[1]:.5s} s CPU |{run}", flush=True)
             if peer:
                 figures[job] = compare(job, runs, folder)
                 print(shown(f"{job:7s} ratio", figures[job]["ratio"], TARGETS[job]))

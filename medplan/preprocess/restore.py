@@ -96,14 +96,16 @@ class LabelRestorer:
             raise ValueError(
                 f"slab {tuple(slab.shape)} at z = {self._num_added} does not fit {expected} of {depth} slices"
             )
-        slab = slab.detach().to("cpu", torch.float32)
+        slab = slab.detach().to("cpu")
         if self._restoration.alignment is not None:
             below = slice(self._num_added, self._num_added + slab.shape[1])
+            slab = slab.to(torch.float32)
             self._whole[below] = slab.movedim(0, -1)
             self._whole_classes[below] = torch.from_numpy(class_indices(slab.numpy(), self._labels))
             self._num_added += slab.shape[1]
             return
-        for plane in slab.numpy().swapaxes(0, 1):
+        for index in range(slab.shape[1]):
+            plane = slab[:, index].to(torch.float32).numpy()
             self._slices[self._num_added] = (plane, class_indices(plane, self._labels))
             self._num_added += 1
             self._write()
