@@ -21,7 +21,7 @@ from pathlib import Path
 SETS = {
     "LASeg": ("laseg", "la2018", ["--gpu-memory", "1"]),
     "Hippocampus": ("hippocampus", "msd_hippocampus", ["--gpu-memory", "1"]),
-    "OASIS": ("oasis", "oasis_malf", ["--gpu-memory", "1.5", "--spacing", "2.5"]),
+    "OASIS": ("oasis", "oasis_malf", ["--gpu-memory", "1", "--spacing", "3"]),
     "CHAOS": ("chaos", "chaos_mr_t2spir", ["--gpu-memory", "1", "--spacing", "7.7", "2.5", "2.5"]),
     "Synapse": ("synapse", "synapse_sabs_ct", ["--gpu-memory", "1", "--spacing", "4"]),
     "ACDC": ("acdc", "acdc", ["--gpu-memory", "1", "--spacing", "10", "2", "2"]),
