@@ -1,6 +1,6 @@
 """Dice and seconds per pair of ways to bring an atlas onto other brains, on the images' own grids.
 
-    python benchmarks/registration.py RUN RAW_DATASET [--cases ID ...] [--no-classic]
+    python benchmarks/registration.py RUN RAW_DATASET [--cases ID ...] [--no-classic] [--picture FILE]
 
 RUN is a fold folder of a trained ``bijros``; RAW_DATASET the raw dataset with the labels. Without ``--cases``
 the validation cases of the fold are taken. Compared are, on the same affinely aligned pairs at the model's
@@ -126,6 +126,43 @@ def compare(
     return found
 
 
+def draw(method: BiJROS, case: Case, atlas: Case, path: Path) -> None:
+    """Draw a slice: image, atlas, checkerboards of both before and after, length of the flow, label."""
+    from matplotlib.figure import Figure
+
+    pairing, size = method.pairing, case.shape
+    image = torch.from_numpy(case.image()[None])
+    batch = {
+        "image": torch.from_numpy(atlas.image()[None]),
+        "label": torch.from_numpy(atlas.label()[None]),
+        "unlabelled_image": image,
+    }
+    flow = pairing.register(batch, both_ways=False).to_image
+    z, y, x = np.indices(size) // 6 % 2
+    board = (z + y + x) % 2 == 0
+    fixed, before = image[0, 0].numpy(), batch["image"][0, 0].numpy()
+    after = warp(batch["image"], flow)[0, 0].numpy()
+    label = warp(pairing.members(batch["label"]), flow)[0].argmax(0).numpy()
+    panels = {
+        "image": (fixed, "gray"),
+        "atlas, aligned": (before, "gray"),
+        "checkerboard before": (np.where(board, fixed, before), "gray"),
+        "checkerboard after": (np.where(board, fixed, after), "gray"),
+        "displacement, voxels": (flow[0].norm(dim=0).numpy(), "viridis"),
+        "atlas label on image": (fixed, "gray"),
+    }
+    figure = Figure(figsize=(15, 3), layout="constrained")
+    for axes, (title, (volume, colours)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        shown = axes.imshow(volume[size[0] // 2], cmap=colours, origin="lower")
+        axes.set_title(title, fontsize=10)
+        axes.set_axis_off()
+        if colours == "viridis":
+            figure.colorbar(shown, ax=axes, shrink=0.8)
+    masked = np.ma.masked_equal(label[size[0] // 2], 0)
+    axes.imshow(masked, cmap="tab20", alpha=0.5, origin="lower", interpolation="nearest")
+    figure.savefig(path, dpi=80)
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -136,7 +173,8 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+")
     parser.add_argument("--checkpoint", choices=["best", "last"], default="last")
     parser.add_argument("--no-classic", action="store_true")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, help="JSON file for all figures")
+    parser.add_argument("--picture", type=Path, help="PNG file for a picture of the first case")
     options = parser.parse_args()
     model = Model.load(options.run, checkpoint=options.checkpoint, device="cpu")
     method = model._members[0].method
@@ -149,6 +187,8 @@ def main() -> None:
         assert case.label is not None
         prepared = model.prepare(read_image(case.images), name=name)
         truth = model.dataset.labels.encode(read_label(case.label)[0], where=name)
+        if options.picture is not None and not results:
+            draw(method, prepared.case, atlas, options.picture)
         results[name] = compare(method, model, prepared, atlas, truth, has_classic=not options.no_classic)
     print(f"{'':12} {'Dice':>7} {'seconds':>8} {'LNCC':>6} {'folding %':>9}  Dice per case")
     for way in next(iter(results.values())):

@@ -13,7 +13,7 @@ CONFIG = {"channels": [4, 8, 8], "window": 5, "encoder_share": 0.34}
 TRAINING = {"batch_size": 2}
 RANK_TOLERANCE = None
 """Batch norm: samples of a batch share their statistics, and the blend is drawn per rank."""
-OVERFIT = {"lr": 0.003, "iterations": 200, "batch_size": 1}
+OVERFIT = {"lr": 0.01, "iterations": 300, "batch_size": 1}
 OVERFIT_DICE = 0.7
 
 
