@@ -104,13 +104,14 @@ class LabelRestorer:
             self._whole_classes[below] = torch.from_numpy(class_indices(slab.numpy(), self._labels))
             self._num_added += slab.shape[1]
             return
-        for index in range(slab.shape[1]):
-            plane = slab[:, index].to(torch.float32).numpy()
+        if slab.dtype == torch.bfloat16:
+            slab = slab.float()
+        for slice_KYX in slab.numpy().swapaxes(0, 1):
+            # A copy, since what waits for its upper neighbour must not keep the whole slab alive.
+            plane = np.array(slice_KYX, dtype=np.float32, order="C")
             self._slices[self._num_added] = (plane, class_indices(plane, self._labels))
             self._num_added += 1
             self._write()
-        # What waits for its upper neighbour must not keep the whole slab alive.
-        self._slices = {z: (logits.copy(), classes) for z, (logits, classes) in self._slices.items()}
 
     def finish(self) -> Restored:
         """Return the result after the last slab."""
