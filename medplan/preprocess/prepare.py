@@ -1,5 +1,6 @@
 """One scan, in memory: turned to canonical axes, cropped, normalised and resampled."""
 
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from medplan.preprocess.align import Atlas
 
 __all__ = ["MAX_LOCATIONS", "class_locations", "prepare"]
+
+logger = logging.getLogger(__name__)
 
 Voxel = tuple[int, int, int]
 
@@ -51,6 +54,12 @@ def prepare(
     where = f"case '{key}'" if key else "the image"
     _check(image, dataset_plan, label, where)
     codes = None if label is None else dataset_plan.labels.encode(label, where=where)
+    if label is not None and codes is not None and dataset_plan.labels.others_are_background:
+        left_out = np.unique(label[(codes == 0) & (label != 0)])
+        if len(left_out):
+            count = int(((codes == 0) & (label != 0)).sum())
+            values = ", ".join(map(str, left_out[:10])) + (", ..." if len(left_out) > 10 else "")
+            logger.info("%s: %d voxels of no class (values %s) are background.", where, count, values)
     if grid.align_to is not None and key.split("/", 1)[-1] != grid.align_to:
         pixels, codes, restoration = _aligned(image, codes, dataset_plan, grid, atlas, where)
     else:
