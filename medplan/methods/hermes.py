@@ -60,7 +60,7 @@ from medplan.method import (
     Situation,
     Update,
 )
-from medplan.networks.average import MovingAverage
+from medplan.networks.average import MovingAverage, decay_at
 from medplan.networks.medformer import MedFormer
 from medplan.networks.prior_transfer import translate
 from medplan.networks.prior_unet import PriorOutput, PriorShape, PriorUNet
@@ -102,7 +102,7 @@ class Config:
         optimizer: ``lamb`` (released) or ``adamw``.
         eps: of the optimiser.
         warmup: fraction of the steps in which the rate rises. Released: 5 of 200 epochs, Hermes-M 0.
-        ema: decay of the weights that predict.
+        ema: decay of the weights that predict; less than that in trainings of fewer than 5000 steps.
         oversample: share of the patches centred on foreground. Released: 0.
         recompute: trade a third more time for less memory (activation checkpointing).
         compat: as released: empty slots are looked at, an absent task costs 1 whatever is predicted, the loss
@@ -291,8 +291,7 @@ class Hermes(Method):
         modality = self.loss.modality(output.modality, batch["true_modality"])
         loss = segmentation + self.config.modality_weight * modality
         update.minimise(loss)
-        # A young average would remember the random start: it trails less at first.
-        self.average.update(self.network, decay=min(self.config.ema, 1 - 1 / (at.step + 1)))
+        self.average.update(self.network, decay=decay_at(self.config.ema, at.step, at.num_steps))
         terms = {"loss": loss, "segmentation": segmentation, "modality": modality}
         return {name: term.detach() for name, term in terms.items()}
 

@@ -11,6 +11,7 @@ from medplan.data.labels import LabelSpace
 from medplan.errors import CheckpointError, MethodError
 from medplan.method import Progress, Situation
 from medplan.methods.hermes import METHOD
+from medplan.networks.average import decay_at
 from medplan.plan.schema import Plan
 from tests.conformance.tiny import CPU, build, run, tiny_plan, tiny_store
 
@@ -136,14 +137,34 @@ def trained(tmp_path, **config):
     return plan, run(plan, tmp_path / "first")
 
 
-def test_the_average_begins_as_a_copy_and_trails_behind(tmp_path):
-    _, method = trained(tmp_path)
-    state = method.state_dict()
-    pairs = [(name, f"average.{name.removeprefix('network.').replace('.', '/')}") for name in state
-             if name.startswith("network.")]  # fmt: skip
-    assert any(not torch.equal(state[mine], state[mean]) for mine, mean in pairs)
-    fresh = build(make_plan()).state_dict()
-    assert all(torch.equal(fresh[mine], fresh[mean]) for mine, mean in pairs if mine in fresh)
+def test_the_average_begins_as_a_copy_and_then_trails_behind():
+    plan = make_plan()
+    method, elements = batch_of(plan)
+    optimizer = method.optimizers("train")["main"]
+    names = list(dict(method.network.named_parameters()))
+
+    def differs():
+        state = method.state_dict()
+        return [
+            n
+            for n in names
+            if not torch.equal(state[f"network.{n}"], state["average." + n.replace(".", "/")])
+        ]
+
+    assert not differs()
+    for step in (0, 1, 2):
+        method.training_step(
+            collate(elements, plan), Recorder(method), Progress(phase="train", step=step, num_steps=10_000)
+        )
+        assert bool(differs()) == (step > 0)
+        optimizer.step()
+
+
+def test_the_average_reaches_back_over_a_fiftieth_of_a_short_training_at_most():
+    assert decay_at(0.99, 100_000, 80_000) == 0.99
+    assert decay_at(0.99, 400, 500) == pytest.approx(0.9)
+    assert decay_at(0.99, 0, 80_000) == 0.0 and decay_at(0.99, 9, 80_000) == pytest.approx(0.9)
+    assert decay_at(0.99, 5, 10) == 0.0
 
 
 @pytest.mark.parametrize("encoder", ["residual", "medformer"])
