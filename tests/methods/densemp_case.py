@@ -15,17 +15,17 @@ CONFIG: dict[str, Any] = {
     "queue_length": 16,
     "key_momentum": 0.9,
     "hidden": 16,
-    "manual_share": 0.8,
-    "finetune_lr": 1e-2,
+    "manual_share": 1.0,
+    "finetune_lr": 3e-3,
     "eval_window": 1,
     "margin": 0.2,
 }
-TRAINING = {"lr": 1e-2}
+TRAINING = {"lr": 3e-3}
 
 RANK_TOLERANCE = None
 """Batch normalisation, the queues and the groups of keys see the pictures of their own rank."""
 
-OVERFIT = {"iterations": 200, "lr": 1e-2}
+OVERFIT = {"iterations": 400, "lr": 3e-3}
 OVERFIT_DICE = 0.4
 """The case is shown by another one, on a grid of 8 x 8 cells for organs of one or two: what can be learnt by
 heart is how they look, not where they are."""
