@@ -2,8 +2,8 @@
 
     python benchmarks/real_sets.py --data ../shared/data --workspace /tmp/real --iters 400
 
-Each set is converted, planned, preprocessed, trained on fold 0, and its validation cases, which training has not
-seen, are predicted and evaluated as files of their own. Runs that are finished are not done again.
+Each set is converted, planned, preprocessed, trained on fold 0, and its validation cases, which training has
+not seen, are predicted and evaluated as files of their own. Runs that are finished are not done again.
 """
 
 import argparse

@@ -236,11 +236,11 @@ class _FlatVolumesInFloat32(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is torch.conv3d and args[0].shape[2] == 2:
-            with torch.autocast("cpu", enabled=False):
-                volumes = [x.float() if isinstance(x, Tensor) else x for x in args]
-                return func(*volumes, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        is_flat = func is torch.conv3d and args[0].shape[2] == 2
+        if is_flat:
+            args = [value.float() if isinstance(value, Tensor) else value for value in args]
+        with torch.autocast("cpu", enabled=False) if is_flat else contextlib.nullcontext():
+            return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager

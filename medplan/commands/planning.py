@@ -78,7 +78,7 @@ def make_plans(
 
 
 def load_plan(space: Workspace, name: str, method: str | None) -> "Plan":
-    """Read the plan of a dataset (or of a union of datasets) for a method; without one, for the recommended."""
+    """Read the plan of a dataset (or a union of them) for a method; without one, for the recommended one."""
     from medplan.plan.schema import Plan
     from medplan.records import read_json
 

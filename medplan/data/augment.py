@@ -234,8 +234,8 @@ def adjust_gamma(image: Tensor, exponent: float) -> Tensor:
 
 def _spread(centred: Tensor) -> Tensor:
     """Return the root mean square: what `std` gives, several times faster, for an image whose mean is 0."""
-    norm: Tensor = torch.linalg.vector_norm(centred)
-    return norm / centred.numel() ** 0.5
+    spread: Tensor = torch.linalg.vector_norm(centred) / centred.numel() ** 0.5
+    return spread
 
 
 def _either_side_of_one(rng: np.random.Generator, low: float, high: float) -> float:

@@ -70,7 +70,7 @@ class LabelSpace:
 
     @property
     def tells_sides(self) -> bool:
-        """Whether class names tell left from right, so that an image and its mirror image have other labels."""
+        """Whether class names tell left from right, so that mirroring an image would change its labels."""
         words = {word for name in self.names for word in re.split(r"[^a-z]+", name.lower())}
         return bool(words & {"left", "right", "lh", "rh", "l", "r"})
 
@@ -126,5 +126,5 @@ class LabelSpace:
         values = self.region_order if self.region_order is not None else tuple(v[0] for v in self.values)
         low, high = min(values, default=0), max(values, default=0)
         kind = np.int32 if low < 0 or high > 65535 else np.uint16 if high > 255 else np.uint8
-        table: npt.NDArray[np.integer] = np.asarray((0, *values), dtype=kind)
-        return table[classes]
+        decoded: npt.NDArray[np.integer] = np.asarray((0, *values), dtype=kind)[classes]
+        return decoded

@@ -47,7 +47,7 @@ def test_the_classes_are_those_of_the_examples_on_the_plans_grid(pair):
 def test_a_case_of_the_raw_dataset_keeps_its_names(raw_dataset):
     (example,) = find_examples(["case00"], dataset="Phantom", raw_folder=lambda name: raw_dataset)
     assert example.labels is not None
-    with pytest.raises(DataError, match="no case .case99."):
+    with pytest.raises(DataError, match=r"no case .case99."):
         find_examples(["case99"], dataset="Phantom", raw_folder=lambda name: raw_dataset)
 
 
