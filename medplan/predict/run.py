@@ -24,6 +24,7 @@ from medplan.predict.model import Model, Options, Prepared
 from medplan.predict.prompts import Boxes, describe, read_boxes
 from medplan.progress import track
 from medplan.records import encode, read_json, write_json
+from medplan.runtime import tune_allocator
 
 __all__ = ["predict"]
 
@@ -67,6 +68,8 @@ def predict(
     Returns: the label maps, sorted by case.
     Raises: DataError after the last case, if some could not be predicted, with the reason of the first.
     """
+    if model.runtime.device.type == "cpu":
+        tune_allocator()
     options = options or Options()
     cases = find_inputs(inputs, len(model.dataset.channels), model.dataset.file_ending)
     boxes = {} if prompts is None else _boxes_of(prompts, cases, model)
