@@ -15,7 +15,6 @@ al. 2024, arXiv:2404.09556. Official code: Apache-2.0; read, not copied.
 Differs: the schedule falls with every step rather than every epoch; a tenth of nnU-Net's steps by default.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -98,7 +97,7 @@ class Supervised(Method):
             deep_supervision=self.config.deep_supervision,
         )
         axes = (0, 1, 2) if plan.dims == 3 else (1, 2)
-        safe = axes[:-1] if tells_sides(labels.names) else axes
+        safe = axes[:-1] if labels.tells_sides else axes
         self.mirror_axes = safe if self.config.mirror_axes is None else self.config.mirror_axes
         batch_dice = plan.dims == 2 if self.config.batch_dice is None else self.config.batch_dice
         self.loss = SegmentationLoss(labels, batch_dice=batch_dice)
@@ -141,12 +140,6 @@ class Supervised(Method):
             return answer.float()
 
         return logits
-
-
-def tells_sides(names: Sequence[str]) -> bool:
-    """Return whether some class is named by its side of the body: ``right kidney``, ``lh_thalamus``."""
-    words = {word for name in names for word in re.split(r"[^a-z]+", name.lower())}
-    return bool(words & {"left", "right", "lh", "rh", "l", "r"})
 
 
 METHOD = Supervised

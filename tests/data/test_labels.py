@@ -62,3 +62,18 @@ def test_contradictions_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=hint):
         LabelSpace(names=names, values=values)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("liver", "spleen"), False),
+        (("left kidney", "spleen"), True),
+        (("Right-Thalamus",), True),
+        (("left atrium",), True),
+        (("bright spot",), False),
+    ],
+)
+def test_sides_are_read_from_the_names_of_classes(names: tuple[str, ...], expected: bool) -> None:
+    space = LabelSpace(names=names, values=tuple((value,) for value in range(1, len(names) + 1)))
+    assert space.tells_sides is expected

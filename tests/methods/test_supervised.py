@@ -10,7 +10,7 @@ from medplan.data.cases import Case, CaseStore
 from medplan.data.labels import LabelSpace
 from medplan.errors import MethodError, PlanError
 from medplan.method import Progress
-from medplan.methods.supervised import METHOD, Config, tells_sides
+from medplan.methods.supervised import METHOD, Config
 from medplan.plan.schema import DatasetPlan, Grid, Normalisation, Plan, Training
 from medplan.plan.topology import make_pyramid
 
@@ -145,20 +145,6 @@ def test_phases_follow_the_plan() -> None:
 
 def test_defaults_are_nnunets() -> None:
     assert Config() == Config(momentum=0.99, oversample=1 / 3, deep_supervision=True)
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (("liver", "spleen"), False),
-        (("left kidney", "spleen"), True),
-        (("Right-Thalamus",), True),
-        (("left atrium",), True),
-        (("bright spot",), False),
-    ],
-)
-def test_sides_are_read_from_the_names_of_classes(names: tuple[str, ...], expected: bool) -> None:
-    assert tells_sides(names) is expected
 
 
 def test_a_plan_it_cannot_use_is_refused() -> None:
