@@ -1,44 +1,67 @@
 """Patches per second of cropping and full augmentation on one core, ours and nnU-Net's on the same data.
 
-    python benchmarks/loader.py --patch 96 128 192 [--nnunet-python PATH/TO/python]
+    python benchmarks/loader.py [--patch 96 128 192] [--nnunet-python PATH/TO/python]
 
 Phantoms of the size of cropped left-atrium scans are written as chunked arrays that both programs read.
-nnU-Net runs in its own process and environment; without ``--nnunet-python`` only our figure is measured.
-Seconds are of processor time, so that other work on the machine does not count.
+Each side runs in its own process, on one core. Patches are counted per second of processor time, so that
+other work on the machine does not count. Bound: at least 3 times nnU-Net's.
 """
 
 import argparse
 import json
 import os
-import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+from measurement import Run, measure, ratios, write_record
 
 SHAPE = (88, 140, 190)
 """Voxels of a cropped left-atrium scan: z, y, x are 88, 135..148, 171..216 there."""
+AT_LEAST = 3.0
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS")}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--patch", type=int, nargs=3, default=(96, 128, 192))
     parser.add_argument("--seconds", type=float, default=20.0, help="of measuring, after warming up")
-    parser.add_argument("--nnunet-python", help="a Python that has nnunetv2 2.8.1")
+    parser.add_argument("--nnunet-python", help="python of an environment with nnunetv2")
     parser.add_argument("--cases", type=int, default=10)
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS"):
-        os.environ[name] = "1"
+    patch = tuple(arguments.patch)
+    if arguments.child is not None:
+        print("RESULT", per_second(arguments.child, patch, arguments.seconds))
+        return
+    os.environ |= ONE_THREAD
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    words = [*map(str, patch), "--seconds", str(arguments.seconds)]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        patch = tuple(arguments.patch)
         write_cases(folder, patch, arguments.cases)
-        figures = {"ours": measure(folder, patch, arguments.seconds)}
+        ours = measure([sys.executable, __file__, "--child", folder, "--patch", *words])
+        show("medplan", ours)
         if arguments.nnunet_python:
-            figures["nnunet"] = measure_nnunet(arguments.nnunet_python, folder, patch, arguments.seconds)
-            figures["ratio"] = figures["ours"] / figures["nnunet"]
-    print(json.dumps({"patch": patch, **{name: round(value, 2) for name, value in figures.items()}}))
+            options = [folder, json.dumps(list(patch)), str(arguments.seconds)]
+            theirs = measure([arguments.nnunet_python, "-c", NNUNET, *options])
+            show("nnU-Net", theirs)
+            rates = {"medplan": float(ours.printed[0]), "nnunet": float(theirs.printed[0])}
+            times = rates["medplan"] / rates["nnunet"]
+            print(f"{times:.2f} times as many patches (at least {AT_LEAST:g})")
+            figures: dict[str, Any] = {"patch": list(patch), "patches per CPU second": rates}
+            figures |= {"times": times, "at least": AT_LEAST, "medplan": ours, "nnunet": theirs}
+            figures["ratio"] = {"memory": ratios(ours, theirs)["memory"]}
+            write_record("loader", figures, nnunet_python=arguments.nnunet_python)
+
+
+def show(name: str, run: Run) -> None:
+    print(f"{name}  {float(run.printed[0]):6.2f} patches per CPU second |{run}", flush=True)
 
 
 def write_cases(folder: Path, patch: tuple[int, ...], num_cases: int) -> None:
@@ -61,7 +84,7 @@ def write_cases(folder: Path, patch: tuple[int, ...], num_cases: int) -> None:
         np.save(folder / f"case{number}.npy", places[rng.permutation(len(places))[:10000]])
 
 
-def measure(folder: Path, patch: tuple[int, ...], seconds: float) -> float:
+def per_second(folder: Path, patch: tuple[int, ...], seconds: float) -> float:
     """Return patches per second of our sampler and augmentation in this process."""
     import blosc2
     import numpy as np
@@ -165,16 +188,6 @@ while time.process_time() - start < seconds:
     count += 1
 print("RESULT", 2 * count / (time.process_time() - start))
 """
-
-
-def measure_nnunet(python: str, folder: Path, patch: tuple[int, ...], seconds: float) -> float:
-    """Return patches per second of nnU-Net's loader with its default augmentation, in its own process."""
-    command = [python, "-c", NNUNET, str(folder), json.dumps(list(patch)), str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
-    if not results:
-        raise SystemExit(f"nnU-Net did not finish:\n{done.stderr}")
-    return float(results[0].split()[1])
 
 
 if __name__ == "__main__":

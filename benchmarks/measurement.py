@@ -27,7 +27,7 @@ class Run:
     Attributes:
         wall_s: from start to end.
         cpu_s: user and system seconds of all its processes.
-        peak_rss_mib: of the largest single process, as the kernel counts it.
+        peak_rss_mib: of the largest single process, as the kernel counts it until the last look.
         peak_tree_mib: of all processes together, sampled; pages that several share count once.
         other_cpu_s: seconds that everything else on the machine computed meanwhile.
         printed: the lines that started with ``RESULT``, without that word.
@@ -54,7 +54,7 @@ def measure(
         environment: variables besides those of this process.
         pause_s: between two looks at the memory; never less than twenty times what a look takes.
     """
-    peak = [0.0]
+    peak = {"rss": 0.0, "tree": 0.0}
     done = threading.Event()
     words = [str(word) for word in command]
     with tempfile.TemporaryFile() as output:
@@ -67,7 +67,10 @@ def measure(
             pause = pause_s
             while not done.wait(pause):
                 before = time.perf_counter()
-                peak[0] = max(peak[0], sum(map(_proportional_mib, _family(process.pid))))
+                family = _family(process.pid)
+                # Not what the kernel says after the end: that starts from the size of this process.
+                peak["rss"] = max(peak["rss"], *(_mib(f"{pid}/status", "VmHWM") for pid in family))
+                peak["tree"] = max(peak["tree"], sum(_mib(f"{pid}/smaps_rollup", "Pss") for pid in family))
                 pause = max(pause_s, 20 * (time.perf_counter() - before))
 
         watcher = threading.Thread(target=watch)
@@ -82,12 +85,12 @@ def measure(
         text = output.read().decode(errors="replace")
     if process.returncode:
         sys.exit(f"{' '.join(words)}\n{text[-4000:]}")
-    rss, cpu = usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime
+    cpu = usage.ru_utime + usage.ru_stime
     return Run(
         wall_s=wall,
         cpu_s=cpu,
-        peak_rss_mib=rss,
-        peak_tree_mib=max(rss, peak[0]),
+        peak_rss_mib=peak["rss"],
+        peak_tree_mib=max(peak.values()),
         other_cpu_s=max(0.0, busy - cpu),
         printed=tuple(line[7:] for line in text.splitlines() if line.startswith("RESULT ")),
     )
@@ -199,10 +202,10 @@ def _family(pid: int) -> list[int]:
     return found
 
 
-def _proportional_mib(pid: int) -> float:
+def _mib(file: str, field: str) -> float:
     try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        text = Path(f"/proc/{file}").read_text()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return 0.0
-    pss = _first(r"^Pss:\s+(\d+) kB", text)
-    return int(pss) / 1024 if pss else 0.0
+    kilobytes = _first(rf"^{field}:\s+(\d+) kB", text)
+    return int(kilobytes) / 1024 if kilobytes else 0.0
