@@ -13,7 +13,8 @@ def naive(weight, gradients, *, lr, betas=(0.9, 0.999), eps=1e-5, decay=0.01):
     for step, gradient in enumerate(gradients, start=1):
         mean = betas[0] * mean + (1 - betas[0]) * gradient
         square = betas[1] * square + (1 - betas[1]) * gradient**2
-        way = mean / (1 - betas[0] ** step) / ((square / (1 - betas[1] ** step)).sqrt() + eps) + decay * weight
+        scale = (square / (1 - betas[1] ** step)).sqrt() + eps
+        way = mean / (1 - betas[0] ** step) / scale + decay * weight
         trust = weight.norm() / way.norm() if weight.norm() > 0 and way.norm() > 0 else 1.0
         weight = weight - lr * trust * way
     return weight
