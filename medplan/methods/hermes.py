@@ -89,7 +89,7 @@ class Config:
         depths: blocks where tokens are met, down and up again. None takes the released depths.
         head_size: channels per attention head.
         modality_tokens: of each modality.
-        transfer: what learns when training starts from another run: ``none`` or ``full`` everything, the
+        transfer: what learns when training starts from another run: ``off`` or ``full`` everything, the
             latter at a lower rate where it is not new; ``priors`` the tokens of new tasks, those of
             modalities and the heads; ``incremental`` the tokens of new tasks alone, so that other datasets
             are answered exactly as before. Source: ours, the protocol is not published.
@@ -116,7 +116,7 @@ class Config:
     depths: tuple[int, ...] | None = None
     head_size: int = 32
     modality_tokens: int = 10
-    transfer: Literal["none", "full", "priors", "incremental"] = "none"
+    transfer: Literal["off", "full", "priors", "incremental"] = "off"
     new_datasets: tuple[str, ...] = ()
     old_lr_factor: float = 0.1
     modality_weight: float = 0.01
@@ -270,7 +270,7 @@ class Hermes(Method):
         groups: list[dict[str, Any]] = [{"params": everything}]
         if config.transfer == "incremental":
             groups = [{"params": tokens}]
-        elif config.transfer != "none":
+        elif config.transfer != "off":
             tokens += [pool.modalities for pool in network.pools()]
             new = {id(parameter) for parameter in tokens}
             heads = {id(parameter) for parameter in network.heads()} - new
@@ -370,7 +370,7 @@ class Hermes(Method):
 
 def _new_datasets(config: Config, plan: Plan) -> tuple[DatasetPlan, ...]:
     """Return the datasets that only this run learns; none unless it is a transfer."""
-    if config.transfer == "none":
+    if config.transfer == "off":
         return ()
     names = [dataset.name for dataset in plan.datasets]
     for name in config.new_datasets:
