@@ -2,12 +2,11 @@
 
     python benchmarks/predict.py --image SCAN.nii.gz [--nnunet-python PATH/TO/python]
 
-Both sides predict the same scan at 1.5 mm with the same plain U-Net of random weights (written by nnU-Net's
-environment as TorchScript, so that the arithmetic is equal), the same window and half overlap, no mirroring,
-on the same cores; of several runs the fastest counts. Held against the bounds is ours in float32, the
-precision that nnU-Net uses on a CPU; ours as it comes (bfloat16 where the CPU computes in it) is printed
-besides. Bounds: 0.30 of the time of nnU-Net's default mode and 0.50 of its sequential mode
-(``-npp 0 -nps 0``).
+Both sides predict the same scan at 1.5 mm with the same plain U-Net and the same random weights (made by
+nnU-Net's environment), the same window and half overlap, no mirroring, on the same cores; of several runs the
+fastest counts. Held against the bounds is ours in float32, the precision that nnU-Net uses on a CPU; ours as
+it comes (bfloat16 where the CPU computes in it) is printed besides. Bounds: 0.30 of the time of nnU-Net's
+default mode and 0.50 of its sequential mode (``-npp 0 -nps 0``).
 """
 
 import argparse
@@ -27,7 +26,6 @@ PATCH = (40, 64, 80)
 SPACING_MM = (1.5, 1.5, 1.5)
 FEATURES = (32, 64, 128, 256, 320)
 STRIDES = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
-MODES: dict[str, tuple[str, ...]] = {"default": (), "sequential": ("-npp", "0", "-nps", "0")}
 TARGETS = {"default": {"wall": 0.30}, "sequential": {"wall": 0.50}}
 PRECISIONS = ("fp32", "auto")
 
@@ -75,9 +73,10 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     if not peer:
         return
     figures["ratio"], figures["targets"] = {}, TARGETS
-    for mode, flags in MODES.items():
-        command = [peer, "-c", PEER_PREDICT, str(folder), *flags]
-        theirs = run(f"nnU-Net {mode}", command, "peer_out", peer_environment(folder))
+    for mode, script in MODES.items():
+        theirs = run(
+            f"nnU-Net {mode}", [peer, "-c", script, str(folder)], "peer_out", peer_environment(folder)
+        )
         figures["ratio"][mode] = ratios(ours, theirs)
         print(shown(f"ratio to {mode}", figures["ratio"][mode], TARGETS[mode]))
     figures["voxels alike"] = {name: agreement(folder, f"out_{name}") for name in PRECISIONS}
@@ -145,7 +144,7 @@ def write_model(folder: Path) -> None:
 
 
 def method(folder: Path) -> Any:
-    """Return a method around the peer's TorchScript network, or around a U-Net of the same shape."""
+    """Return a method around a U-Net with nnU-Net's weights, or with random ones."""
     import torch
 
     from medplan.method import Method, Needs, Proposal
@@ -156,8 +155,9 @@ def method(folder: Path) -> Any:
 
         def __init__(self, plan: Any) -> None:
             super().__init__(plan)
-            script = folder / "network.ts"
-            self.network = torch.jit.load(script) if script.is_file() else unet()
+            self.network, weights = unet(), folder / "network.pt"
+            if weights.is_file():
+                self.network.load_state_dict(renamed(torch.load(weights)))
 
         @classmethod
         def propose(cls, situation: Any) -> Proposal:
@@ -176,6 +176,20 @@ def method(folder: Path) -> Any:
             return lambda patches, corners: self.network(patches).float()
 
     return Equal
+
+
+def renamed(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the weights of nnU-Net's network under the names of ours."""
+    names = {f"up.{i}.": f"decoder.transpconvs.{i}." for i in range(len(FEATURES) - 1)}
+    names["head."] = f"decoder.seg_layers.{len(FEATURES) - 2}."
+    for ours, theirs, number in (("down", "encoder.stages.{}.0", 5), ("merge", "decoder.stages.{}", 4)):
+        for stage in range(number):
+            for layer in range(2):
+                there = f"{theirs.format(stage)}.convs.{layer}"
+                names[f"{ours}.{stage}.{3 * layer}."] = f"{there}.conv."
+                names[f"{ours}.{stage}.{3 * layer + 1}."] = f"{there}.norm."
+    parts = ("weight", "bias")
+    return {ours + part: state[theirs + part] for ours, theirs in names.items() for part in parts}
 
 
 def unet() -> Any:
@@ -249,7 +263,7 @@ network = PlainConvUNet(
     input_channels=1, num_classes=2, conv_op=torch.nn.Conv3d, norm_op=torch.nn.InstanceNorm3d,
     nonlin=torch.nn.LeakyReLU, deep_supervision=False, **arguments,
 ).eval()
-torch.jit.trace(network, torch.zeros(1, 1, *settings["patch"])).save(str(folder / "network.ts"))
+torch.save(network.state_dict(), folder / "network.pt")
 arguments |= {
     "conv_op": "torch.nn.modules.conv.Conv3d", "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
     "dropout_op": None, "nonlin": "torch.nn.LeakyReLU",
@@ -295,18 +309,34 @@ state = {
 torch.save(state, target / "fold_0" / "checkpoint_final.pth")
 """
 
-PEER_PREDICT = """
+PEER_DEFAULT = """
 import sys
 from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder
 
 if __name__ == "__main__":
-    folder, *flags = sys.argv[1:]
+    folder = sys.argv[1]
     sys.argv = [
         "predict", "-i", folder + "/in", "-o", folder + "/peer_out", "-m", folder + "/peer/model", "-f", "0",
-        "--disable_tta", "-device", "cpu", *flags,
+        "--disable_tta", "-device", "cpu",
     ]
     predict_entry_point_modelfolder()
 """
+
+# What nnUNetv2_predict does with -npp 0 -nps 0; the entry point for model folders cannot.
+PEER_SEQUENTIAL = """
+import os, sys
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+if __name__ == "__main__":
+    folder = sys.argv[1]
+    os.makedirs(folder + "/peer_out", exist_ok=True)
+    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"))
+    predictor.initialize_from_trained_model_folder(folder + "/peer/model", ["0"])
+    predictor.predict_from_files_sequential(folder + "/in", folder + "/peer_out")
+"""
+
+MODES = {"default": PEER_DEFAULT, "sequential": PEER_SEQUENTIAL}
 
 
 if __name__ == "__main__":
