@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from medplan.data.labels import LabelSpace
+from medplan.learning.registration import agreement
 from medplan.method import Phase, Progress
 from medplan.methods.bijros import BiJROS
 from medplan.networks.hypergradient import hypergradient_factor
 from medplan.networks.warp import warp
 from medplan.plan.schema import DatasetPlan, Grid, Normalisation, Plan, Training
-from medplan.registration import agreement
 from medplan.runtime import Runtime, tune_allocator
 from medplan.train.update import GradientUpdate
 

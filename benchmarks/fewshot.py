@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from medplan import checkpoint, registry
-from medplan.data.cases import Case, CaseStore
-from medplan.data.slices import slices_with
 from medplan.predict.sliding_window import predict_classes
+from medplan.samples.cases import Case, CaseStore
+from medplan.samples.slices import slices_with
 from medplan.workspace import Workspace
 
 

@@ -90,12 +90,12 @@ def per_second(folder: Path, patch: tuple[int, ...], seconds: float) -> float:
     import numpy as np
     import torch
 
-    from medplan.data.augment import Augmentation
-    from medplan.data.cases import Case
-    from medplan.data.sampling import Labelled
-    from medplan.data.spatial import Spatial
     from medplan.method import Phase
     from medplan.runtime import tune_allocator
+    from medplan.samples.augment import Augmentation
+    from medplan.samples.cases import Case
+    from medplan.samples.sampling import Labelled
+    from medplan.samples.spatial import Spatial
     from medplan.train.loader import collate, draw
 
     torch.set_num_threads(1)

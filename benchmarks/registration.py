@@ -30,15 +30,15 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from medplan.data.cases import Case
 from medplan.data.dataset import open_dataset
 from medplan.data.images import read_image, read_label
+from medplan.learning.registration import field_quality
 from medplan.methods.bijros import BiJROS
 from medplan.networks.warp import warp
 from medplan.predict.folder import read_support
 from medplan.predict.model import Model, Prepared
 from medplan.preprocess.restore import LabelRestorer
-from medplan.registration import field_quality
+from medplan.samples.cases import Case
 from medplan.train.validate import class_dice
 
 

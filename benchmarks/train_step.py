@@ -30,12 +30,12 @@ import torch.nn.functional as F
 from measurement import Run, measure, write_record
 from torch import Tensor, nn
 
-from medplan.data.cases import Case
 from medplan.data.labels import LabelSpace
-from medplan.data.sampling import Labelled
 from medplan.method import Batch, Method, Needs, Phase, Predictor, Progress, Proposal, Situation, Update
 from medplan.plan.schema import DatasetPlan, Grid, Normalisation, Plan, Training
 from medplan.runtime import Runtime, tune_allocator
+from medplan.samples.cases import Case
+from medplan.samples.sampling import Labelled
 from medplan.train.loop import train
 
 TARGETS = {"trainer": 0.5, "added": 0.05}

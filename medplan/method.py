@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from medplan.checkpoint import restore
-from medplan.data.cases import Case, CaseStore
 from medplan.errors import MethodError
 from medplan.plan.schema import Plan
+from medplan.samples.cases import Case, CaseStore
 
 __all__ = [
     "Augment", "Batch", "Element", "Heatmap", "Method", "Needs", "Phase", "Predictor",

@@ -8,11 +8,11 @@ from medplan.errors import PlanError, UsageError
 from medplan.workspace import Workspace
 
 if TYPE_CHECKING:
-    from medplan.data.cases import CaseStore
     from medplan.method import Method
     from medplan.plan.overrides import Overrides
     from medplan.plan.schema import Fold, Plan
     from medplan.runtime import Runtime
+    from medplan.samples.cases import CaseStore
 
 __all__ = ["read_fold", "train"]
 
@@ -129,7 +129,7 @@ def _open_store(
 ) -> "CaseStore":
     """Open the preprocessed cases, preparing them first if some are missing."""
     from medplan.commands.planning import prepare_cases
-    from medplan.data.cases import CaseStore
+    from medplan.samples.cases import CaseStore
 
     plan.roles(fold)  # a fold that is not there is an error of its own
     if runtime.is_main:

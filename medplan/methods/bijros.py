@@ -36,9 +36,8 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from medplan.data.cases import Case
-from medplan.data.pairs import AtlasAndImage, around
 from medplan.errors import MethodError
+from medplan.learning.registration import agreement
 from medplan.method import (
     Batch,
     Method,
@@ -61,7 +60,8 @@ from medplan.networks.random_affine import RandomAffine
 from medplan.networks.warp import warp
 from medplan.plan.schema import Plan
 from medplan.records import decode
-from medplan.registration import agreement
+from medplan.samples.cases import Case
+from medplan.samples.pairs import AtlasAndImage, around
 
 __all__ = ["METHOD", "BiJROS", "Config"]
 

@@ -36,11 +36,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from medplan.data.augment import Augmentation
-from medplan.data.cases import Case
-from medplan.data.contrast import TwoViews
-from medplan.data.episodes import LabelledEpisodes, MixedEpisodes, Slices, SuperpixelEpisodes
-from medplan.data.spatial import Spatial
 from medplan.errors import MethodError
 from medplan.method import (
     Batch,
@@ -61,6 +56,11 @@ from medplan.networks.prototypes import Classifier, Shrink, alignment_loss, quer
 from medplan.plan.schema import Plan
 from medplan.preprocess.superpixels import Superpixels
 from medplan.records import decode
+from medplan.samples.augment import Augmentation
+from medplan.samples.cases import Case
+from medplan.samples.contrast import TwoViews
+from medplan.samples.episodes import LabelledEpisodes, MixedEpisodes, Slices, SuperpixelEpisodes
+from medplan.samples.spatial import Spatial
 
 __all__ = ["METHOD", "Config", "DenseMP"]
 

@@ -41,13 +41,17 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from medplan.checkpoint import restore
-from medplan.data.augment import Augmentation
-from medplan.data.cases import Case
-from medplan.data.sampling import Labelled, Mixture
-from medplan.data.spatial import Spatial
-from medplan.data.task_patches import TaskPatches
 from medplan.errors import MethodError, did_you_mean
-from medplan.lamb import Lamb, WarmupThenPoly
+from medplan.learning.lamb import Lamb, WarmupThenPoly
+from medplan.learning.task_losses import TaskLoss
+from medplan.learning.tasks import (
+    added_tasks,
+    append_new,
+    modalities_of,
+    modality_of_case,
+    modality_of_name,
+    task_names,
+)
 from medplan.method import (
     Batch,
     Heatmap,
@@ -59,7 +63,7 @@ from medplan.method import (
     Proposal,
     Situation,
     Update,
-)
+)  # fmt: skip
 from medplan.networks.average import MovingAverage, decay_at
 from medplan.networks.medformer import MedFormer
 from medplan.networks.prior_transfer import translate
@@ -67,8 +71,11 @@ from medplan.networks.prior_unet import PriorOutput, PriorShape, PriorUNet
 from medplan.networks.prior_weights import PUBLISHED_MODALITIES, PUBLISHED_TASKS, from_published
 from medplan.plan.schema import DatasetPlan, Plan
 from medplan.records import decode, encode
-from medplan.task_losses import TaskLoss
-from medplan.tasks import UNKNOWN, added_tasks, append_new, modalities_of, modality_of_case, task_names
+from medplan.samples.augment import Augmentation
+from medplan.samples.cases import Case
+from medplan.samples.sampling import Labelled, Mixture
+from medplan.samples.spatial import Spatial
+from medplan.samples.task_patches import TaskPatches
 
 __all__ = ["METHOD", "Config", "Hermes"]
 
@@ -355,12 +362,7 @@ class Hermes(Method):
         asked = case.prompts.get("modality")
         if asked is None:
             return modality_of_case(dataset, case.domain, known)
-        if asked != UNKNOWN and asked not in known:
-            listed = ", ".join((*known, UNKNOWN))
-            raise MethodError(
-                f"The model has no modality '{asked}'{did_you_mean(asked, known)}; it knows {listed}."
-            )
-        return known.index(asked) if asked in known else -1
+        return modality_of_name(asked, known)
 
     def _expected_tasks(self) -> float:
         learnt = self._learnt()

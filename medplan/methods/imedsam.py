@@ -37,14 +37,9 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from medplan.data.augment import Augmentation
-from medplan.data.box_prompts import tight_boxes, whole_image, widened
-from medplan.data.cases import Case
 from medplan.data.labels import IGNORE
-from medplan.data.prompted import Prompted, masks_of
-from medplan.data.spatial import Spatial
 from medplan.errors import CheckpointError, MethodError
-from medplan.losses import mask_loss
+from medplan.learning.losses import mask_loss
 from medplan.method import Batch, Method, Needs, Phase, Predictor, Progress, Proposal, Situation, Update
 from medplan.networks.implicit import CoordinateCode, ImplicitDecoder, Uncertainty
 from medplan.networks.implicit_sam import MAP_CHANNELS, AdaptedEncoder, ImplicitSam, as_sam_sees, is_released
@@ -52,6 +47,11 @@ from medplan.networks.prompted_answers import PromptedAnswers
 from medplan.networks.sam import OUTPUT_CHANNELS
 from medplan.plan.schema import Plan
 from medplan.records import decode
+from medplan.samples.augment import Augmentation
+from medplan.samples.box_prompts import tight_boxes, whole_image, widened
+from medplan.samples.cases import Case
+from medplan.samples.prompted import Prompted, masks_of
+from medplan.samples.spatial import Spatial
 
 __all__ = ["METHOD", "Config", "ImedSam"]
 

@@ -27,7 +27,6 @@ the plan says instead of to [0, 1]; ``compat`` brings back the released slips th
 """
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -37,16 +36,16 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from medplan.data.augment import Augmentation
-from medplan.data.cases import Case
 from medplan.data.labels import IGNORE
-from medplan.data.paste import Boxes, DrawsPaste, boxes_around_foreground, boxes_inside_extent, paste
-from medplan.data.sampling import Labelled, LabelledAndUnlabelled
-from medplan.data.spatial import Spatial
-from medplan.data.views import WeakAndStrong
-from medplan.difficulty import Difficulty, hard_dice
 from medplan.errors import MethodError
-from medplan.losses import deep_supervision, dice_loss, targets
+from medplan.learning.difficulty import Difficulty, hard_dice
+from medplan.learning.losses import deep_supervision, dice_loss, targets
+from medplan.learning.pseudo_labels import (
+    paste_consistency,
+    pseudo_label_loss,
+    pseudo_labels,
+    weighted_cross_entropy,
+)
 from medplan.method import (
     Augment,
     Batch,
@@ -65,11 +64,16 @@ from medplan.networks.average import MovingAverage
 from medplan.networks.exchange import Exchange, exchange_network
 from medplan.networks.messenger import Memory, shared_batch
 from medplan.networks.messenger_unet import MessengerUNet
-from medplan.networks.mit import SIZES, load_encoder
+from medplan.networks.mit import SIZES, load_encoder, size_of
 from medplan.networks.segformer import MessengerSegFormer
 from medplan.plan.schema import Plan
-from medplan.pseudo_labels import paste_consistency, pseudo_label_loss, pseudo_labels, weighted_cross_entropy
 from medplan.records import decode
+from medplan.samples.augment import Augmentation
+from medplan.samples.cases import Case
+from medplan.samples.paste import Boxes, DrawsPaste, boxes_around_foreground, boxes_inside_extent, paste
+from medplan.samples.sampling import Labelled, LabelledAndUnlabelled
+from medplan.samples.spatial import Spatial
+from medplan.samples.views import WeakAndStrong
 
 __all__ = ["METHOD", "Config", "SDMessenger"]
 
@@ -197,7 +201,7 @@ class SDMessenger(Method):
             score=70 if situation.num_labelled <= max(situation.num_unlabelled, 1) else 50,
             reason=f"it learns from {what} together",
             dims=2 if weights or situation.is_picture else None,
-            encoder=_size_of(weights) if weights else "unet",
+            encoder=size_of(weights) if weights else "unet",
             lr=1e-3 if weights else 0.01,
             weight_decay=1e-4 if weights else 3e-5,
             config={} if weights else FROM_SCRATCH,
@@ -389,11 +393,6 @@ class SDMessenger(Method):
             # A young average would remember the random start: it trails less at first.
             self.average.update(self.network, decay=min(self.config.ema, 1 - 1 / (at.step + 1)))
         return {name: term.detach() for name, term in {"loss": loss, **terms}.items()}
-
-
-def _size_of(weights: str) -> str:
-    found = re.search(r"mit[-_]?(b[0-5])", weights.lower())
-    return f"mit_{found[1]}" if found else "mit_b2"
 
 
 METHOD = SDMessenger

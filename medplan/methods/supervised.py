@@ -21,16 +21,16 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from medplan.data.augment import Augmentation
-from medplan.data.cases import Case
-from medplan.data.sampling import Labelled
-from medplan.data.spatial import Spatial
 from medplan.errors import MethodError
-from medplan.losses import SegmentationLoss, deep_supervision
+from medplan.learning.losses import SegmentationLoss, deep_supervision
 from medplan.method import Batch, Method, Needs, Phase, Predictor, Progress, Proposal, Situation, Update, poly
 from medplan.networks.unet import UNet
 from medplan.plan.schema import Plan
 from medplan.records import decode
+from medplan.samples.augment import Augmentation
+from medplan.samples.cases import Case
+from medplan.samples.sampling import Labelled
+from medplan.samples.spatial import Spatial
 
 __all__ = ["METHOD", "Config", "Supervised"]
 

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medplan.errors import MethodError
+from medplan.learning.registration import agreement
 from medplan.networks.joint import Maps, PyramidDecoder, UNetEncoder, VolumeEncoder
 from medplan.networks.pairing import Pair, Pairing
 from medplan.networks.slices import SliceEncoder
 from medplan.networks.warp import warp
-from medplan.registration import agreement
 
 __all__ = ["Distillation", "PromptedDecoder", "exchange"]
 

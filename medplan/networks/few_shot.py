@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medplan.data.cases import Case
 from medplan.data.labels import IGNORE
-from medplan.data.slices import matching_slice, part_of, slices_of_parts, slices_with
 from medplan.networks.prototypes import Classifier, Prototypes, Shrink, shrink
 from medplan.preprocess.crop import half_otsu
+from medplan.samples.cases import Case
+from medplan.samples.slices import matching_slice, part_of, slices_of_parts, slices_with
 
 __all__ = ["Correspondence", "FewShotPredictor", "body_extent"]
 

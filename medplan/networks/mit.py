@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from medplan.errors import CheckpointError, MethodError, did_you_mean
 
-__all__ = ["SIZES", "MitSize", "MixTransformer", "adapt_stem", "from_published", "load_encoder"]
+__all__ = ["SIZES", "MitSize", "MixTransformer", "adapt_stem", "from_published", "load_encoder", "size_of"]
 
 HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
@@ -277,6 +277,12 @@ def adapt_stem(kernel_OIYX: Tensor, in_channels: int) -> Tensor:
         return kernel_OIYX
     grey = kernel_OIYX.sum(1, keepdim=True) / in_channels
     return grey.expand(-1, in_channels, -1, -1).clone()
+
+
+def size_of(weights: str) -> str:
+    """Return the size that the name of a weight file tells, ``mit_b2`` where it tells none."""
+    found = re.search(r"mit[-_]?(b[0-5])", weights.lower())
+    return f"mit_{found[1]}" if found else "mit_b2"
 
 
 def load_encoder(encoder: MixTransformer, state: Mapping[str, Tensor], *, where: str) -> None:

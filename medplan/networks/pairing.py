@@ -10,13 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from medplan.data.cases import Case
 from medplan.data.labels import LabelSpace
-from medplan.data.pairs import beside
+from medplan.learning.registration import agreement, field_quality, local_correlation, smoothness
 from medplan.method import Volume
 from medplan.networks.joint import JointNetwork, Maps, Voxel
 from medplan.networks.warp import integrate, warp
-from medplan.registration import agreement, field_quality, local_correlation, smoothness
+from medplan.samples.cases import Case
+from medplan.samples.pairs import beside
 
 __all__ = ["Pair", "Pairing"]
 

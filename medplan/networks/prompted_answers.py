@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medplan.data.box_prompts import boxes_of_components, in_slice, whole_image, widened
-from medplan.data.cases import Case
-from medplan.data.prompted import depth_of
 from medplan.networks.implicit_sam import ImplicitSam
+from medplan.samples.box_prompts import boxes_of_components, in_slice, whole_image, widened
+from medplan.samples.cases import Case
+from medplan.samples.prompted import depth_of
 
 __all__ = ["NOTHING", "PromptedAnswers"]
 

@@ -26,10 +26,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
-from medplan.data.cases import Case, CaseStore
 from medplan.errors import MethodError
 from medplan.method import Batch, Method, Phase, Progress
 from medplan.plan.schema import DatasetPlan, Plan
+from medplan.samples.cases import Case, CaseStore
 
 __all__ = ["Footprint", "measure", "training_bytes"]
 

@@ -19,10 +19,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from medplan.data.cases import Case, CaseStore
 from medplan.errors import CheckpointError
 from medplan.plan.schema import Fold, Grid
 from medplan.preprocess.align import Atlas, atlas_path
+from medplan.samples.cases import Case, CaseStore
 
 __all__ = [
     "CHECKPOINTS",

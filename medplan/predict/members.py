@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medplan.data.cases import Case
 from medplan.errors import CheckpointError, UsageError, did_you_mean
 from medplan.plan.schema import Plan
+from medplan.samples.cases import Case
 
 __all__ = ["check_alike", "choose", "hash_state"]
 

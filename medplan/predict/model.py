@@ -18,7 +18,6 @@ from torch import Tensor
 
 from medplan import checkpoint as checkpoints
 from medplan import registry
-from medplan.data.cases import Case
 from medplan.data.images import Geometry, Image, read_image, write_label
 from medplan.errors import CheckpointError, DataError, UsageError
 from medplan.method import Method, Predictor
@@ -40,6 +39,7 @@ from medplan.preprocess.prepare import prepare
 from medplan.preprocess.restore import LabelRestorer
 from medplan.progress import track
 from medplan.runtime import Runtime
+from medplan.samples.cases import Case
 
 __all__ = ["Model", "Options", "Prepared"]
 

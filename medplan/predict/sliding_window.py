@@ -19,10 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from medplan.data.cases import Case
 from medplan.data.labels import LabelSpace
 from medplan.errors import MethodError
 from medplan.method import Predictor
+from medplan.samples.cases import Case
 
 __all__ = ["choose_batch_size", "classes_of", "num_windows", "predict_case", "predict_classes"]
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from medplan.data.cases import Case
 from medplan.data.dataset import open_dataset
 from medplan.data.images import read_image, read_label
 from medplan.data.labels import LabelSpace
@@ -19,6 +18,7 @@ from medplan.errors import DataError
 from medplan.plan.schema import DatasetPlan, Grid
 from medplan.preprocess.align import Atlas
 from medplan.preprocess.prepare import prepare
+from medplan.samples.cases import Case
 
 __all__ = ["Example", "classes_shown", "find_examples", "prepare_examples"]
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medplan.data.cases import Case
 from medplan.errors import PlanError, did_you_mean
 from medplan.preprocess.superpixels import Superpixels, superpixels
 from medplan.records import decode
+from medplan.samples.cases import Case
 
 __all__ = ["make"]
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from medplan.data.cases import Case
 from medplan.data.images import Geometry, Image
 from medplan.errors import DataError, PlanError
 from medplan.plan.schema import DatasetPlan, Grid
@@ -15,6 +14,7 @@ from medplan.preprocess.geometry import Restoration, canonical_axes, canonical_g
 from medplan.preprocess.normalise import normalise
 from medplan.preprocess.resample import class_boxes, resample_image, resample_label, resampled_shape
 from medplan.randomness import generator
+from medplan.samples.cases import Case
 
 if TYPE_CHECKING:
     from medplan.preprocess.align import Atlas

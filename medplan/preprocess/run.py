@@ -6,7 +6,6 @@ import logging
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from medplan.data.cases import CaseFiles, open_case
 from medplan.data.dataset import Dataset, RawCase
 from medplan.data.images import read_image, read_label
 from medplan.errors import DataError, MedplanError
@@ -17,6 +16,7 @@ from medplan.preprocess.prepare import prepare
 from medplan.preprocess.storage import read_record, read_restoration, write_case, write_extra
 from medplan.progress import track
 from medplan.records import encode
+from medplan.samples.cases import CaseFiles, open_case
 
 __all__ = ["prepare", "preprocess", "read_restoration"]
 

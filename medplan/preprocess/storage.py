@@ -7,10 +7,10 @@ import blosc2
 import numpy as np
 import numpy.typing as npt
 
-from medplan.data.cases import Case, CaseFiles, CaseRecord
 from medplan.errors import PlanError
 from medplan.preprocess.geometry import Restoration
 from medplan.records import decode, encode, read_json, write_json
+from medplan.samples.cases import Case, CaseFiles, CaseRecord
 
 __all__ = ["read_record", "read_restoration", "write_case", "write_extra"]
 

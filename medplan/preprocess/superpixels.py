@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from medplan.data.cases import Case
 from medplan.errors import PlanError
 from medplan.preprocess.crop import half_otsu
+from medplan.samples.cases import Case
 
 __all__ = ["Superpixels", "grey_levels", "superpixels"]
 

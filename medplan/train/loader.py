@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from medplan.data.cases import CaseStore
 from medplan.errors import DataError, MedplanError, MethodError
 from medplan.method import Batch, Element, Phase
 from medplan.randomness import fold_in, generator
 from medplan.runtime import Runtime, cores
+from medplan.samples.cases import CaseStore
 
 __all__ = ["batches", "collate", "default_workers", "draw", "to_device"]
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medplan.data.cases import CaseStore
 from medplan.method import Batch, Method, Phase, Progress
 from medplan.plan.schema import Fold, Plan
 from medplan.randomness import fold_in
 from medplan.records import write_json
 from medplan.runtime import Runtime, tune_allocator
+from medplan.samples.cases import CaseStore
 from medplan.train.display import Display
 from medplan.train.loader import batches, default_workers, to_device
 from medplan.train.log import Means, RunLog, open_trackers

@@ -5,12 +5,12 @@ from collections.abc import Callable, Collection
 import numpy as np
 import numpy.typing as npt
 
-from medplan.data.cases import CaseStore
 from medplan.data.labels import IGNORE, LabelSpace
 from medplan.method import Method
 from medplan.plan.schema import Plan
 from medplan.predict.sliding_window import predict_classes
 from medplan.runtime import Runtime
+from medplan.samples.cases import CaseStore
 
 __all__ = ["class_dice", "make_validator"]
 

@@ -12,9 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from medplan import checkpoint, registry
-from medplan.data.sampling import cut
 from medplan.method import Method
 from medplan.runtime import Runtime
+from medplan.samples.sampling import cut
 from medplan.train.run import Run
 from medplan.train.validate import make_validator
 from tests.conformance.tiny import CPU, build, hook, only_case, run, tiny_plan, tiny_store

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from medplan.data.cases import Case
+from medplan.samples.cases import Case
 
 CONFIG: dict[str, Any] = {
     "shares": [1, 1, 4],

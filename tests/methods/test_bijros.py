@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from medplan.data.cases import Case
 from medplan.data.labels import LabelSpace
 from medplan.errors import CheckpointError, MethodError
+from medplan.learning.registration import local_correlation
 from medplan.method import Phase, Progress, Situation
 from medplan.methods.bijros import BiJROS
 from medplan.networks.hypergradient import hypergradient_factor
@@ -16,8 +16,8 @@ from medplan.networks.joint import UNetEncoder, load_published_encoder
 from medplan.networks.sam import SAM_VARIANTS, SamVariant
 from medplan.plan.memory import measure
 from medplan.records import encode
-from medplan.registration import local_correlation
 from medplan.runtime import Runtime
+from medplan.samples.cases import Case
 from medplan.train.update import GradientUpdate
 from tests.conftest import make_phantom
 from tests.methods.bijros_case import FixedNorm, Recorder, tiny_bijros
@@ -102,8 +102,8 @@ def test_the_cut_graph_gives_the_gradient_of_the_whole_graph() -> None:
     both = pairing.register(batch)
     pseudo = pairing.pseudo_image(both, torch.full((1, 1, 1, 1, 1), 0.7))
     terms = pairing.both_ways(both)
+    from medplan.learning.registration import agreement
     from medplan.networks.warp import warp
-    from medplan.registration import agreement
 
     upper = terms["similarity"] + terms["smooth"] + 10 * terms["cycle"] + pairing.consistency(both)
     answer = pairing.probabilities(network.encode(pseudo), both.size)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from medplan.data.cases import Case
 from medplan.data.labels import LabelSpace
 from medplan.errors import CheckpointError, MethodError
-from medplan.losses import mask_loss
+from medplan.learning.losses import mask_loss
 from medplan.method import Progress, Situation
 from medplan.methods.imedsam import METHOD, Config, falling
 from medplan.networks.prompted_answers import NOTHING
+from medplan.samples.cases import Case
 from tests.conformance.tiny import build, tiny_plan
 from tests.networks.test_implicit_sam import released_names, sam_file
 

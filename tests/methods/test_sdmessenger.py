@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from medplan.data.cases import Case
 from medplan.data.labels import IGNORE, LabelSpace
-from medplan.data.paste import boxes_around_foreground, boxes_inside_extent, paste
-from medplan.difficulty import Difficulty, hard_dice
 from medplan.errors import CheckpointError, DataError, MethodError, PlanError
+from medplan.learning.difficulty import Difficulty, hard_dice
+from medplan.learning.pseudo_labels import paste_consistency, pseudo_labels, weighted_cross_entropy
 from medplan.method import Progress, Situation
 from medplan.methods.sdmessenger import Config, SDMessenger
 from medplan.networks.mit import MixTransformer
 from medplan.plan.schema import DatasetPlan, Grid, Normalisation, Plan, Pyramid, Training
-from medplan.pseudo_labels import paste_consistency, pseudo_labels, weighted_cross_entropy
 from medplan.randomness import fold_in, generator
+from medplan.samples.cases import Case
+from medplan.samples.paste import boxes_around_foreground, boxes_inside_extent, paste
 from medplan.train.loader import collate
 
 ROLES = {"labelled": ("a", "b"), "unlabelled": ("c", "d", "e"), "validation": ("f",)}

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from medplan.data.cases import CaseFiles, CaseStore
 from medplan.data.dataset import open_dataset
 from medplan.errors import MethodError
 from medplan.methods.sdmessenger import SDMessenger
@@ -16,6 +15,7 @@ from medplan.plan.overrides import Overrides
 from medplan.plan.planner import make_plan
 from medplan.preprocess.run import preprocess
 from medplan.runtime import Runtime
+from medplan.samples.cases import CaseFiles, CaseStore
 from medplan.train.loop import train
 
 DOMAINS = {"ct0": "CT", "ct1": "CT", "ct2": "CT", "mr0": "MR", "mr1": "MR", "us0": "US"}

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from medplan.data.cases import Case, CaseStore
 from medplan.data.labels import LabelSpace
 from medplan.errors import MethodError, PlanError
 from medplan.method import Progress
 from medplan.methods.supervised import METHOD, Config
 from medplan.plan.schema import DatasetPlan, Grid, Normalisation, Plan, Training
 from medplan.plan.topology import make_pyramid
+from medplan.samples.cases import Case, CaseStore
 
 
 def make_plan(patch: tuple[int, int, int] = (8, 16, 16), **config: Any) -> Plan:

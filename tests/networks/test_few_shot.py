@@ -7,9 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medplan.data.cases import Case
 from medplan.networks.few_shot import ABSENT, FewShotPredictor, body_extent
 from medplan.networks.prototypes import Classifier
+from medplan.samples.cases import Case
 
 SHAPE = (12, 64, 64)
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from medplan.learning.registration import agreement, local_correlation, smoothness
 from medplan.method import Progress
 from medplan.networks.joint import JointNetwork, UNetEncoder, from_published
 from medplan.networks.warp import warp
-from medplan.registration import agreement, local_correlation, smoothness
 from tests.methods.bijros_case import FixedNorm, Recorder, tiny_bijros
 
 NUM_OUTPUTS = 14

@@ -7,12 +7,12 @@ import torch
 
 from medplan.data.labels import LabelSpace
 from medplan.errors import CheckpointError
+from medplan.learning.task_losses import TaskLoss, adaptive_tversky, binary_cross_entropy, pool_slots
 from medplan.methods.hermes import Hermes
 from medplan.networks.medformer import BidirectionalBlock, MapFusion, MedFormer, PatchMerging, SemanticMap
 from medplan.networks.prior_attention import PriorBlock, PriorFusion, PriorPool
 from medplan.networks.prior_unet import PriorShape, PriorUNet
 from medplan.networks.prior_weights import block_name, from_published
-from medplan.task_losses import TaskLoss, adaptive_tversky, binary_cross_entropy, pool_slots
 from tests.conformance.tiny import tiny_plan
 
 FOUR = [[0, 1, 38, 39, -1], [64, 65, 66, 70, -1]]

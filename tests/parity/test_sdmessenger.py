@@ -4,18 +4,18 @@ import pytest
 import torch
 
 from medplan.data.labels import IGNORE
-from medplan.data.paste import Boxes
-from medplan.difficulty import Difficulty, hard_dice
-from medplan.networks.messenger import Messenger, Messengers
-from medplan.networks.mit import MixTransformer, load_encoder
-from medplan.networks.mlp_head import MlpHead
-from medplan.networks.segformer import MessengerSegFormer, messenger_from_published, whole_from_published
-from medplan.pseudo_labels import (
+from medplan.learning.difficulty import Difficulty, hard_dice
+from medplan.learning.pseudo_labels import (
     paste_consistency,
     pseudo_label_loss,
     squared_dice_loss,
     weighted_cross_entropy,
 )
+from medplan.networks.messenger import Messenger, Messengers
+from medplan.networks.mit import MixTransformer, load_encoder
+from medplan.networks.mlp_head import MlpHead
+from medplan.networks.segformer import MessengerSegFormer, messenger_from_published, whole_from_published
+from medplan.samples.paste import Boxes
 
 
 def build(size, stages, *, shares_batch=False):

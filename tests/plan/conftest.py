@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from medplan.data.cases import Case
 from medplan.data.labels import LabelSpace
-from medplan.data.sampling import Labelled
 from medplan.method import Batch, Method, Needs, Phase, Predictor, Progress, Proposal, Situation, Update
 from medplan.methods.supervised import Config
 from medplan.plan.facts import CaseFacts, ClassFacts
 from medplan.plan.fingerprint import Fingerprint
 from medplan.plan.schema import Modality, Plan
 from medplan.plan.statistics import Intensity
+from medplan.samples.cases import Case
+from medplan.samples.sampling import Labelled
 
 
 def make_fingerprint(

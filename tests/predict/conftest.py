@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medplan.data.cases import Case
+from medplan.samples.cases import Case
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from medplan import checkpoint
-from medplan.data.cases import Case
 from medplan.data.labels import LabelSpace
 from medplan.errors import CheckpointError
 from medplan.plan.schema import DatasetPlan, Grid, Normalisation, Plan, Training
@@ -17,6 +16,7 @@ from medplan.predict import archive, postprocess
 from medplan.predict.archive import export, install
 from medplan.predict.folder import find_folds, read_support, write_support
 from medplan.predict.postprocess import Postprocessing
+from medplan.samples.cases import Case
 from medplan.workspace import Workspace
 
 PLAN = Plan(

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from medplan import checkpoint
-from medplan.data.cases import Case
 from medplan.data.images import read_geometry, read_image, read_label
 from medplan.errors import DataError
 from medplan.predict.folder import write_support
 from medplan.predict.model import Model
 from medplan.predict.run import predict
+from medplan.samples.cases import Case
 from tests.conftest import make_phantom, write_nifti
 from tests.methods.bijros_case import tiny_bijros
 

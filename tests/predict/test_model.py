@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from medplan import registry
-from medplan.data.cases import Case
 from medplan.data.images import Geometry, Image, read_label
 from medplan.data.labels import LabelSpace
 from medplan.errors import CheckpointError, DataError, UsageError
@@ -18,6 +17,7 @@ from medplan.predict.folder import keep_for_prediction, read_support, write_supp
 from medplan.predict.model import Model, Options
 from medplan.predict.postprocess import Postprocessing
 from medplan.preprocess.align import atlas_path, make_atlas
+from medplan.samples.cases import Case
 from tests.conftest import Phantom, make_phantom, write_nifti
 from tests.predict.toy import LABELS, Toy, make_plan, make_run
 

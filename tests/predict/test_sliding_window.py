@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from medplan.data.cases import Case
 from medplan.data.labels import LabelSpace
 from medplan.errors import MethodError
 from medplan.predict import sliding_window
 from medplan.predict.sliding_window import choose_batch_size, num_windows, predict_case, predict_classes
+from medplan.samples.cases import Case
 
 MakeCase = Callable[..., Case]
 Corners = Sequence[tuple[int, int, int]]

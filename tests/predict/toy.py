@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from medplan import checkpoint
-from medplan.data.cases import Case
 from medplan.data.labels import LabelSpace
 from medplan.method import Method, Needs, Phase, Predictor, Progress, Proposal, Situation, Update
 from medplan.plan.schema import DatasetPlan, Grid, Normalisation, Plan, Training
+from medplan.samples.cases import Case
 
 INTENSITIES = (1.0, 3.0, 5.0)
 """Of the phantom's body, liver and spleen."""

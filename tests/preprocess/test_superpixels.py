@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medplan.data.cases import Case, CaseFiles, open_case
 from medplan.data.dataset import open_dataset
 from medplan.errors import MethodError, PlanError
 from medplan.plan.schema import Grid
 from medplan.preprocess.extra import make
 from medplan.preprocess.run import preprocess
 from medplan.preprocess.superpixels import Superpixels, grey_levels, superpixels
+from medplan.samples.cases import Case, CaseFiles, open_case
 
 NUMBERS = {"superpixels": {"min_size": 20}}
 

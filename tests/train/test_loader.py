@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from medplan.data.sampling import Labelled
 from medplan.errors import DataError, MethodError
 from medplan.method import Batch, Phase
 from medplan.runtime import Runtime
+from medplan.samples.sampling import Labelled
 from medplan.train.loader import batches, collate
 from tests.train.toy import toy_plan, toy_store
 

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from medplan.data.augment import Augmentation
-from medplan.data.cases import Case
 from medplan.data.labels import LabelSpace
-from medplan.data.sampling import Labelled
-from medplan.data.spatial import Spatial
 from medplan.method import Batch, Method, Needs, Phase, Predictor, Progress, Proposal, Situation, Update
 from medplan.plan.schema import DatasetPlan, Grid, Normalisation, Plan, Training
+from medplan.samples.augment import Augmentation
+from medplan.samples.cases import Case
+from medplan.samples.sampling import Labelled
+from medplan.samples.spatial import Spatial
 from tests.conftest import make_phantom
 
 Voxel = tuple[int, int, int]

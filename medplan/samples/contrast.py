@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medplan.data.cases import Case, CaseStore
-from medplan.data.episodes import Slices
 from medplan.errors import MethodError
+from medplan.samples.cases import Case, CaseStore
+from medplan.samples.episodes import Slices
 
 __all__ = ["TwoViews"]
 

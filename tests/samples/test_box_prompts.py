@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from medplan.data.box_prompts import boxes_of_components, in_slice, tight_boxes, whole_image, widened
-from medplan.data.cases import Case
-from medplan.data.prompted import Prompted, depth_of, masks_of
-from medplan.data.spatial import Spatial
+from medplan.samples.box_prompts import boxes_of_components, in_slice, tight_boxes, whole_image, widened
+from medplan.samples.cases import Case
+from medplan.samples.prompted import Prompted, depth_of, masks_of
+from medplan.samples.spatial import Spatial
 
 NO_TRANSFORM = Spatial(rotation_probability=0, scaling_probability=0, in_plane=True)
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medplan.data.cases import CaseStore
-from medplan.data.sampling import Element, Labelled
+from medplan.samples.cases import CaseStore
+from medplan.samples.sampling import Element, Labelled
 
 __all__ = ["TaskPatches"]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from medplan.data.cases import Case
-from medplan.data.slices import allowed_slices, matching_slice, part_of, slices_of_parts, slices_with
+from medplan.samples.cases import Case
+from medplan.samples.slices import allowed_slices, matching_slice, part_of, slices_of_parts, slices_with
 
 
 @pytest.fixture

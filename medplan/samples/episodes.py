@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medplan.data.cases import Case, CaseStore
 from medplan.data.labels import IGNORE
-from medplan.data.sampling import cut
-from medplan.data.slices import allowed_slices, part_of, slices_of_parts, slices_with
-from medplan.data.spatial import Spatial
 from medplan.errors import MethodError
+from medplan.samples.cases import Case, CaseStore
+from medplan.samples.sampling import cut
+from medplan.samples.slices import allowed_slices, part_of, slices_of_parts, slices_with
+from medplan.samples.spatial import Spatial
 
 __all__ = ["LabelledEpisodes", "MixedEpisodes", "Slices", "SuperpixelEpisodes"]
 

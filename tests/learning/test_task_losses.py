@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from medplan.data.labels import IGNORE, LabelSpace
-from medplan.task_losses import TaskLoss, adaptive_tversky, binary_cross_entropy, pool_slots
+from medplan.learning.task_losses import TaskLoss, adaptive_tversky, binary_cross_entropy, pool_slots
 
 TWO = LabelSpace(names=("liver", "spleen"), values=((1,), (2,)))
 REGIONS = LabelSpace(names=("whole", "core"), values=((1, 2), (2,)), region_order=(1, 2))

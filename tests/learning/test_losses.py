@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from medplan.data.labels import IGNORE, LabelSpace
-from medplan.losses import (
+from medplan.learning.losses import (
     SegmentationLoss,
     cross_entropy,
     deep_supervision,

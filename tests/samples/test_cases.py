@@ -7,11 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from medplan.data.cases import Case, CaseStore
 from medplan.data.dataset import open_dataset
 from medplan.data.labels import LabelSpace
 from medplan.errors import MethodError, PlanError
 from medplan.plan.schema import DatasetPlan, Grid, Normalisation, Plan, Training
+from medplan.samples.cases import Case, CaseStore
 
 GRID = Grid(spacing_mm=(2.0, 2.0, 2.0))
 ROLES = {"labelled": ("case00", "case01"), "validation": ("case02",), "unlabelled": ("case04", "case05")}
@@ -146,7 +146,7 @@ def test_workers_read_what_their_parent_reads(store, method):
 
 
 def test_only_so_many_cases_stay_open(store, monkeypatch):
-    monkeypatch.setattr("medplan.data.cases._NUM_OPEN", 2)
+    monkeypatch.setattr("medplan.samples.cases._NUM_OPEN", 2)
     for key in store.all_keys():
         assert store[key] is store[key]
     assert len(store._opened) == 2

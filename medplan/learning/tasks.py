@@ -8,7 +8,7 @@ that a number stays what it is.
 import re
 from collections.abc import Mapping, Sequence
 
-from medplan.errors import MethodError
+from medplan.errors import MethodError, did_you_mean
 from medplan.plan.schema import DatasetPlan
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "modalities_of",
     "modality_of",
     "modality_of_case",
+    "modality_of_name",
     "task_names",
 ]
 
@@ -97,4 +98,17 @@ def modality_of(dataset: DatasetPlan, domain: str | None = None) -> str:
 def modality_of_case(dataset: DatasetPlan, domain: str | None, modalities: Sequence[str]) -> int:
     """Return the number of a case's modality, -1 if it is unknown."""
     name = modality_of(dataset, domain)
+    return modalities.index(name) if name in modalities else -1
+
+
+def modality_of_name(name: str, modalities: Sequence[str]) -> int:
+    """Return the number of a modality that the user named, -1 for ``unknown``.
+
+    Raises: MethodError listing the modalities if there is none of that name.
+    """
+    if name != UNKNOWN and name not in modalities:
+        listed = ", ".join((*modalities, UNKNOWN))
+        raise MethodError(
+            f"The model has no modality '{name}'{did_you_mean(name, modalities)}; it knows {listed}."
+        )
     return modalities.index(name) if name in modalities else -1

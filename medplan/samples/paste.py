@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medplan.data.cases import CaseStore
 from medplan.errors import MethodError
+from medplan.samples.cases import CaseStore
 
 __all__ = ["Boxes", "DrawsPaste", "boxes_around_foreground", "boxes_inside_extent", "paste"]
 

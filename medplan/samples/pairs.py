@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from medplan.data.cases import Case, CaseStore
-from medplan.data.sampling import cut, random_patch
 from medplan.errors import MethodError
+from medplan.samples.cases import Case, CaseStore
+from medplan.samples.sampling import cut, random_patch
 
 __all__ = ["AtlasAndImage", "around", "beside"]
 

@@ -2,7 +2,7 @@
 
 An element holds ``image`` (C, Z, Y, X) float32, ``label`` (Z, Y, X) int16 codes and ``case``, the key it was
 cut from. Where a sampler draws a spatial transform, ``transform`` is a `Transform` (else None) and the arrays
-have the shape of its box; `medplan.data.augment.Augmentation` then brings them to the patch size.
+have the shape of its box; `medplan.samples.augment.Augmentation` then brings them to the patch size.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from medplan.data.cases import Case, CaseStore
-from medplan.data.spatial import Spatial, Transform
 from medplan.errors import MethodError
+from medplan.samples.cases import Case, CaseStore
+from medplan.samples.spatial import Spatial, Transform
 
 __all__ = [
     "Labelled",

@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medplan.data.augment import Augmentation
-from medplan.data.cases import Case
-from medplan.data.contrast import TwoViews
-from medplan.data.episodes import LabelledEpisodes, MixedEpisodes, Slices, SuperpixelEpisodes
-from medplan.data.spatial import Spatial
 from medplan.errors import MethodError
+from medplan.samples.augment import Augmentation
+from medplan.samples.cases import Case
+from medplan.samples.contrast import TwoViews
+from medplan.samples.episodes import LabelledEpisodes, MixedEpisodes, Slices, SuperpixelEpisodes
+from medplan.samples.spatial import Spatial
 from medplan.train.loader import collate
 from tests.methods.densemp_case import adapt_case
 from tests.train.toy import MemoryStore, phantom_case, toy_plan

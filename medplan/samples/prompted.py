@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medplan.data.cases import CaseStore
-from medplan.data.sampling import Element, choose_case, cut, random_patch
-from medplan.data.spatial import Spatial
+from medplan.samples.cases import CaseStore
+from medplan.samples.sampling import Element, choose_case, cut, random_patch
+from medplan.samples.spatial import Spatial
 
 __all__ = ["Prompted", "depth_of", "masks_of"]
 

@@ -4,8 +4,15 @@ import pytest
 
 from medplan.data.labels import LabelSpace
 from medplan.errors import MethodError
+from medplan.learning.tasks import (
+    added_tasks,
+    append_new,
+    modalities_of,
+    modality_of,
+    modality_of_case,
+    task_names,
+)
 from medplan.plan.schema import DatasetPlan, Normalisation
-from medplan.tasks import added_tasks, append_new, modalities_of, modality_of, modality_of_case, task_names
 
 
 def dataset(

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from medplan.lamb import Lamb, WarmupThenPoly
+from medplan.learning.lamb import Lamb, WarmupThenPoly
 
 
 def naive(weight, gradients, *, lr, betas=(0.9, 0.999), eps=1e-5, decay=0.01):

@@ -4,9 +4,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medplan.data.augment import shape_patches
-from medplan.data.cases import Case
-from medplan.data.sampling import (
+from medplan.errors import MethodError
+from medplan.randomness import generator
+from medplan.samples.augment import shape_patches
+from medplan.samples.cases import Case
+from medplan.samples.sampling import (
     Labelled,
     LabelledAndUnlabelled,
     Mixture,
@@ -16,9 +18,7 @@ from medplan.data.sampling import (
     foreground_patch,
     random_patch,
 )
-from medplan.data.spatial import Spatial, Transform, resample_patch
-from medplan.errors import MethodError
-from medplan.randomness import generator
+from medplan.samples.spatial import Spatial, Transform, resample_patch
 from medplan.train.loader import collate
 from tests.train.toy import phantom_case, toy_plan, toy_store
 

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medplan.data.spatial import resample_patch
 from medplan.errors import MethodError
 from medplan.randomness import generator as numpy_generator
+from medplan.samples.spatial import resample_patch
 
 __all__ = ["Augmentation", "Intensity", "adjust_contrast", "adjust_gamma", "blur", "coarsen", "shape_patches"]
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from medplan.data.cases import Case
+from medplan.samples.cases import Case
 
 __all__ = ["allowed_slices", "matching_slice", "part_of", "slices_of_parts", "slices_with"]
 

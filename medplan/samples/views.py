@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from medplan.data.augment import Augmentation
 from medplan.randomness import generator as numpy_generator
+from medplan.samples.augment import Augmentation
 
 __all__ = ["WeakAndStrong"]
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from medplan.data.augment import Augmentation, adjust_contrast, adjust_gamma, blur, coarsen, shape_patches
-from medplan.data.sampling import Labelled, LabelledAndUnlabelled
-from medplan.data.spatial import Spatial
 from medplan.errors import MethodError
 from medplan.method import Phase
 from medplan.randomness import generator
+from medplan.samples.augment import Augmentation, adjust_contrast, adjust_gamma, blur, coarsen, shape_patches
+from medplan.samples.sampling import Labelled, LabelledAndUnlabelled
+from medplan.samples.spatial import Spatial
 from medplan.train.loader import collate, draw
 from tests.train.toy import toy_plan, toy_store
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from medplan.data.pairs import AtlasAndImage, around, beside
 from medplan.errors import MethodError
+from medplan.samples.pairs import AtlasAndImage, around, beside
 from tests.train.toy import MemoryStore, phantom_case, toy_plan
 
 SIZE = (16, 24, 24)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from medplan.registration import agreement, field_quality, local_correlation, smoothness, window_sums
+from medplan.learning.registration import agreement, field_quality, local_correlation, smoothness, window_sums
 
 
 def noise(seed, shape=(1, 1, 14, 12, 13)):

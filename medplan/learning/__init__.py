@@ -1,0 +1,1 @@
+"""Losses, optimisers and other parts of learning that methods share."""

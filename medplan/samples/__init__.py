@@ -1,0 +1,1 @@
+"""Preprocessed cases, the patches drawn from them, and their augmentation."""
