@@ -17,6 +17,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+# Torch reads it when a test imports it; the tensors are tiny, and more threads wait more than they work.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Phantom:

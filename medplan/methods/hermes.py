@@ -391,11 +391,8 @@ def _with_names(config: Config, plan: Plan) -> Config:
     tasks = [name for dataset in ordered for name in task_names(dataset, config.shared)]
     # Incremental learning trains nothing but task tokens: another modality is an unknown one there.
     seen = [d for d in ordered if config.transfer != "incremental" or d not in new]
-    return replace(
-        config,
-        tasks=append_new(config.tasks, tasks),
-        modalities=append_new(config.modalities, [name for d in seen for name in modalities_of(d)]),
-    )
+    modalities = append_new(config.modalities, [name for dataset in seen for name in modalities_of(dataset)])
+    return replace(config, tasks=append_new(config.tasks, tasks), modalities=modalities)
 
 
 METHOD = Hermes

@@ -40,7 +40,8 @@ def test_levels_are_what_keras_computes():
     weights = keras_file()
     encoder = SynthSegEncoder(1, (2, 4, 6, 8, 10)).eval()
     load_synthseg_encoder(encoder, weights, where="file")
-    x = torch.rand(1, 1, 32, 32, 32)
+    encoder, weights = encoder.double(), {name: tensor.double() for name, tensor in weights.items()}
+    x = torch.rand(1, 1, 32, 32, 32, dtype=torch.float64)
     maps = encoder(x)
     for level, features in enumerate(maps[:-1]):
         for conv in range(2):
