@@ -89,10 +89,11 @@ def mismatch(modality: Modality, cases: Sequence[Intensity]) -> str | None:
 
 
 def _from_name(name: str) -> tuple[Modality, Source] | None:
-    for word in re.split(r"[^a-z0-9]+", name.lower()):
-        if word in NAMES:
-            return NAMES[word], "channel name"
-    return None
+    """Return what the words of a name say; words of several modalities (``MR or CT``) make it ``other``."""
+    said = {NAMES[word] for word in re.split(r"[^a-z0-9]+", name.lower()) if word in NAMES}
+    if not said:
+        return None
+    return (said.pop() if len(said) == 1 else "other"), "channel name"
 
 
 def _from_format(num_channels: int, is_pictures: bool) -> tuple[Modality, Source] | None:

@@ -46,3 +46,9 @@ def test_pictures_are_grey_or_colour_by_their_format() -> None:
 def test_a_ct_that_is_not_in_hounsfield_units_is_noted() -> None:
     assert mismatch("CT", [statistics(-1024, 2000)]) is None and mismatch("MR", [statistics(0, 255)]) is None
     assert "no Hounsfield units" in (mismatch("CT", [statistics(0, 255)]) or "")
+
+
+@pytest.mark.parametrize("name", ["MR or CT", "CT or MR", "CT/PET"])
+def test_a_name_of_several_modalities_is_none_of_them(name: str) -> None:
+    found, _ = modalities([name], is_pictures=False, intensities=[[]])
+    assert found == ("other",)
