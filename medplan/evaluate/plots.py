@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from medplan.evaluate.training_log import read_log
 __all__ = ["box_plots", "progress"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5FC0", "#8C564B")
+MOST_NAMED = 12
+"""Of more curves in a panel, as of a dataset with a hundred classes, the first so many are named."""
 TITLES = {"loss": "loss", "validation": "validation", "rate": "learning rate"}
 
 
@@ -35,7 +38,7 @@ def progress(log: Path, png: Path) -> Path:
                 curve.steps,
                 curve.values,
                 color=colour,
-                label=name,
+                label=shorten(name, 24, placeholder="...") if number < MOST_NAMED else None,
                 linewidth=1.4,
                 marker=marker,
                 markersize=3,
@@ -45,7 +48,7 @@ def progress(log: Path, png: Path) -> Path:
         axis.set_ylabel(TITLES[kind])
         _tidy(axis)
         if curves:
-            axis.legend(frameon=False, fontsize=8, ncols=min(len(curves), 5), loc="best")
+            axis.legend(frameon=False, fontsize=8, ncols=min(len(curves), 4), loc="best")
     axes[-1].set_xlabel("step")
     return _save(figure, png)
 
