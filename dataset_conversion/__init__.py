@@ -14,7 +14,9 @@ from medplan.errors import UsageError, did_you_mean
 
 __all__ = ["Card", "Converter", "find", "names"]
 
-_SHARED = frozenset({"card", "freesurfer", "listing", "overview", "pictures", "volumes", "writing"})
+_SHARED = frozenset(
+    {"card", "freesurfer", "listing", "overview", "pictures", "structseg", "volumes", "writing"}
+)
 
 
 class Converter(Protocol):

@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from dataset_conversion.listing import folders_of
-from dataset_conversion.writing import Case
+from dataset_conversion.card import Card
+from dataset_conversion.listing import folders_of, require
+from dataset_conversion.writing import Case, write_dataset
 
-__all__ = ["ASEG", "GROUPINGS", "LAYOUT", "SEG4", "SEG35", "subjects"]
+__all__ = ["ASEG", "GROUPINGS", "LAYOUT", "SEG4", "SEG35", "convert_subjects", "subjects"]
 
 LAYOUT = (
     "FreeSurfer's subject folders: <subject>/mri/norm.mgz and aseg.mgz, or the two files in <subject>/, "
@@ -85,6 +86,13 @@ GROUPINGS = {
 }
 """The two lists of 13 structures (and background) that Bi-JROS works on, in its order. `oasis14` is in aseg
 numbers; the numbers of `abide_ppmi14` are not aseg's and are documented nowhere."""
+
+
+def convert_subjects(card: Card, source: Path, target: Path) -> None:
+    """Put norm.mgz and aseg.mgz of every subject into NIfTI, grid and values unchanged."""
+    cases = list(subjects(source))
+    require(source, bool(cases), "<subject>/mri/norm.mgz with aseg.mgz, or <subject>/norm.mgz")
+    write_dataset(card, cases, target, source=source, labels=ASEG, only_present=True)
 
 
 def subjects(source: Path) -> Iterable[Case]:

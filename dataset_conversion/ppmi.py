@@ -3,9 +3,7 @@
 from pathlib import Path
 
 from dataset_conversion.card import Card
-from dataset_conversion.freesurfer import ASEG, GROUPINGS, LAYOUT, subjects
-from dataset_conversion.listing import require
-from dataset_conversion.writing import write_dataset
+from dataset_conversion.freesurfer import GROUPINGS, LAYOUT, convert_subjects
 
 CARD = Card(
     name="PPMI",
@@ -26,6 +24,4 @@ CARD = Card(
 
 def convert(source: Path, target: Path) -> None:
     """Put norm.mgz and aseg.mgz into NIfTI, grid and values unchanged."""
-    cases = list(subjects(source))
-    require(source, bool(cases), "<subject>/mri/norm.mgz with aseg.mgz, or <subject>/norm.mgz")
-    write_dataset(CARD, cases, target, source=source, labels=ASEG, only_present=True)
+    convert_subjects(CARD, source, target)

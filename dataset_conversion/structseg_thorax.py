@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from dataset_conversion.card import Card
-from dataset_conversion.listing import choose, folders_of, require
-from dataset_conversion.writing import Case, write_dataset
+from dataset_conversion.structseg import convert_part
 
 _ORGANS = (
     "left lung",
@@ -36,12 +35,4 @@ CARD = Card(
 
 def convert(source: Path, target: Path) -> None:
     """Take images and labels as they are, under nnU-Net's names."""
-    root = choose(source, "Thoracic_OAR") or source
-    cases: list[Case] = []
-    for folder in folders_of(root):
-        image, label = folder / "data.nii.gz", folder / "label.nii.gz"
-        if image.is_file() and folder.name.isdigit():
-            require(folder, label.is_file(), "label.nii.gz beside data.nii.gz")
-            cases.append(Case(id=f"thorax_{int(folder.name):02d}", images=(image,), label=label))
-    require(source, bool(cases), "Thoracic_OAR/N/data.nii.gz and label.nii.gz")
-    write_dataset(CARD, cases, target, source=source)
+    convert_part(CARD, source, target, part="Thoracic_OAR", prefix="thorax")
