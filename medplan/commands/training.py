@@ -43,11 +43,11 @@ def train(
     runtime = Runtime.choose(device)
     plan = _with_numbers(_find_plan(space, dataset, method), overrides)
     chosen = read_fold(fold)
-    cases = _preprocessed_folders(space, plan)
-    store = _open_store(space, plan, chosen, cases, runtime=runtime, workers=workers)
     folder = space.run_folder(plan.name, plan.method, run) / f"fold_{chosen}"
     resume = not restart and (folder / "last.pt").is_file()
     trained = _build(plan, start_from, resume=resume)
+    cases = _preprocessed_folders(space, plan)
+    store = _open_store(space, plan, chosen, cases, runtime=runtime, workers=workers)
     if runtime.is_main:
         keep_for_prediction(store, cases, folder)
         print(f"{'Resuming' if resume else 'Training'} {plan.method} on {plan.name}: {folder}", flush=True)
