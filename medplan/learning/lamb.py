@@ -1,15 +1,13 @@
 """LAMB, which lets every weight tensor move by a part of its own length, and a schedule with a warm-up."""
 
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["Lamb", "WarmupThenPoly"]
+__all__ = ["Lamb"]
 
 
 class Lamb(Optimizer):
@@ -78,15 +76,3 @@ class Lamb(Optimizer):
         trust = torch.where((lengths > 0) & (strides > 0), lengths / strides.clamp_min(1e-30), 1.0)
         torch._foreach_mul_(ways, list((trust * -group["lr"]).unbind()))
         torch._foreach_add_(moved, ways)
-
-
-@dataclass(frozen=True)
-class WarmupThenPoly:
-    """Rises exponentially from e^-10 to 1 within `warmup`, times (1 - fraction)^0.9 after it."""
-
-    warmup: float
-
-    def __call__(self, fraction: float) -> float:
-        if fraction < self.warmup:
-            return math.exp(10 * (fraction / self.warmup - 1))
-        return float((1 - fraction) ** 0.9)

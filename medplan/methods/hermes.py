@@ -42,7 +42,8 @@ from torch.optim import AdamW, Optimizer
 
 from medplan.checkpoint import restore
 from medplan.errors import MethodError, did_you_mean
-from medplan.learning.lamb import Lamb, WarmupThenPoly
+from medplan.learning.lamb import Lamb
+from medplan.learning.schedules import WarmupThenPoly
 from medplan.learning.task_losses import TaskLoss
 from medplan.learning.tasks import (
     added_tasks,

@@ -1,11 +1,9 @@
 """LAMB against its paper's formulas, written out for one tensor at a time."""
 
-import math
-
 import pytest
 import torch
 
-from medplan.learning.lamb import Lamb, WarmupThenPoly
+from medplan.learning.lamb import Lamb
 
 
 def naive(weight, gradients, *, lr, betas=(0.9, 0.999), eps=1e-5, decay=0.01):
@@ -66,12 +64,3 @@ def test_its_state_continues_exactly():
     after.load_state_dict(before.state_dict())
     train(range(3, 6), after, second)
     assert torch.equal(whole, second)
-
-
-def test_the_rate_rises_to_the_base_rate_and_falls_to_zero():
-    schedule = WarmupThenPoly(0.1)
-    assert schedule(0.0) == pytest.approx(math.exp(-10))
-    assert schedule(0.0999) < 1 and schedule(0.05) == pytest.approx(math.exp(-5))
-    assert schedule(0.1) == pytest.approx(0.9**0.9)
-    assert schedule(0.999) < 0.01
-    assert WarmupThenPoly(0.0)(0.0) == 1.0
