@@ -1,4 +1,4 @@
-"""LAMB, which lets every weight tensor move by a part of its own length, and a schedule with a warm-up."""
+"""LAMB, which lets every weight tensor move by a part of its own length."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
