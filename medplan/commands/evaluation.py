@@ -44,6 +44,8 @@ def evaluate(
     for name, dice in zip(summary.class_names, summary.class_mean("dice"), strict=True):
         print(f"  {name:<24} Dice {dice:.4f}")
     print(f"Mean foreground Dice {summary.mean():.4f} over {len(summary.cases)} cases")
+    for name, figure in summary.figures().items():
+        print(f"  {name.replace('_', ' '):<24} {figure.mean:.4g}")
     if summary.prompts is not None:
         print(f"Prompts: {summary.prompts}")
     print(f"Summary: {(output or input) / 'summary.json'}")

@@ -23,6 +23,8 @@ __all__ = ["Evaluation", "write_report"]
 
 logger = logging.getLogger(__name__)
 
+FIGURES_HINT = "What the method gave out for each case besides the segmentation (medplan predict --extras)."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -74,6 +76,8 @@ def write_report(
     if evaluations:
         parts.append(_scores(evaluations))
         parts.append(_cases(evaluations[0], num_worst=num_worst, num_median=num_median, num_best=num_best))
+        if figures := sections.figures(evaluations[0].summary):
+            parts.append(section("Figures besides", figures, hint=FIGURES_HINT))
     parts.append(_training(log))
     parts.append(heatmap_sections(run_folder))
     parts.append(_plan(plan))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ __all__ = ["evaluate", "evaluate_pairs", "pair_up"]
 logger = logging.getLogger(__name__)
 
 SPACING_TOLERANCE = 1e-3  # relative
+EXTRAS = "_extras.json"
 ORIGIN_TOLERANCE = 0.1  # of the smallest spacing
 DIRECTION_TOLERANCE = 1e-2  # of each cosine
 
@@ -36,6 +38,8 @@ def evaluate(
     allow_missing: bool = False,
 ) -> Summary:
     """Score every prediction that has a reference, and write ``summary.json`` and ``metrics.csv``.
+
+    Figures that lie beside a prediction (``CASE_extras.json``, from ``predict --extras``) are taken along.
 
     Args:
         predictions: folder of label files, or one label file.
@@ -91,7 +95,8 @@ def evaluate_pairs(
             prediction, reference, labels=labels, spacing_mm=true_grid.spacing_mm, surface=surface,
             tolerance_mm=tolerance_mm, names=(f"{predicted}", f"{truth}"),
         )  # fmt: skip
-        done = CaseScores(id=case, prediction=predicted, reference=truth, scores=scores)
+        figures = _figures_of(predicted)
+        done = CaseScores(id=case, prediction=predicted, reference=truth, scores=scores, figures=figures)
         return done, true_grid.spacing_mm is None
 
     with ThreadPoolExecutor(max_workers=max(workers, 1)) as pool:
@@ -147,6 +152,25 @@ def pair_up(
     return tuple((case, predicted[case], true[case]) for case in common), tuple(missing)
 
 
+def _figures_of(prediction: Path) -> dict[str, float]:
+    """Return the numbers in ``CASE_extras.json`` beside a prediction; empty if there is no such file.
+
+    Raises: DataError if it does not hold an object of JSON.
+    """
+    path = prediction.with_name(prediction.name.removesuffix(ending_of(prediction)) + EXTRAS)
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text()).items()
+    except (ValueError, AttributeError):
+        raise DataError(f"{path}: does not hold figures by name; predict again with --extras.") from None
+    return {
+        name: float(value)
+        for name, value in found
+        if isinstance(value, (int, float)) and math.isfinite(value)
+    }
+
+
 def _prompts_of(predictions: Path) -> str | None:
     """Return what the note beside the predictions says that they were prompted with."""
     folder = predictions if predictions.is_dir() else predictions.parent
@@ -164,10 +188,12 @@ def _label_files(path: Path) -> dict[str, Path]:
         return {path.name.removesuffix(ending_of(path)): path}
     if not path.is_dir():
         raise DataError(f"{path}: there is no such folder or file; name a folder of label files.")
+    # What ``predict --extras`` wrote besides the segmentation is not a prediction to be scored.
+    besides = tuple(file.name.removesuffix(EXTRAS) + "_" for file in path.glob(f"*{EXTRAS}"))
     files: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
         ending = next((e for e in endings if file.name.lower().endswith(e)), None)
-        if ending is None or file.name.startswith(".") or not file.is_file():
+        if ending is None or file.name.startswith((".", *besides)) or not file.is_file():
             continue
         case = file.name[: -len(ending)]
         if case in files:

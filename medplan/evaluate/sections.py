@@ -10,7 +10,17 @@ from medplan.evaluate.charts import Dots, box_chart, scatter_chart
 from medplan.evaluate.page import Cell, card, number, spread, table
 from medplan.evaluate.summary import CaseScores, Summary, across
 
-__all__ = ["all_cases", "cards", "classes", "comparison", "conventions", "distributions", "lead", "runs"]
+__all__ = [
+    "all_cases",
+    "cards",
+    "classes",
+    "comparison",
+    "conventions",
+    "distributions",
+    "figures",
+    "lead",
+    "runs",
+]
 
 MAX_CLASS_COLUMNS = 8
 
@@ -197,6 +207,21 @@ def all_cases(summary: Summary) -> str:
     if summary.missing:
         missing = f'<p class="hint">Without a prediction: {escape(", ".join(summary.missing))}.</p>'
     return table(columns, rows) + missing
+
+
+def figures(summary: Summary) -> str:
+    """Return what the method said of the cases besides the segmentation; empty if it said nothing."""
+    means = summary.figures()
+    if not means:
+        return ""
+    rows = [
+        [Cell.text("mean"), *(Cell(f"{found.mean:.4g}") for found in means.values())],
+        [Cell.text("95 % CI"), *(Cell(spread(found)) for found in means.values())],
+    ]
+    for case in summary.cases:
+        values = (case.figures.get(name) for name in means)
+        rows.append([Cell.text(case.id), *(Cell("" if one is None else f"{one:.4g}") for one in values)])
+    return table(["Case", *(name.replace("_", " ") for name in means)], rows)
 
 
 def conventions(summary: Summary) -> str:

@@ -10,7 +10,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,16 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseScores:
-    """One case: its id, the two files that were compared, and a score per class."""
+    """One case: its id, the two files that were compared, and a score per class.
+
+    `figures` are what the method said of the case besides (``CASE_extras.json``), by name.
+    """
 
     id: str
     prediction: Path
     reference: Path
     scores: tuple[ClassScore, ...]
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     def mean(self, metric: str) -> float:
         """Mean of a score over the classes for which it is defined; NaN if there is none."""
@@ -137,6 +141,16 @@ class Summary:
             volumes.append(_mean(score.volume_pred_ml for score in without))
         return tuple(volumes)
 
+    def figures(self) -> dict[str, Interval]:
+        """Return, per figure that some case has, the mean with its interval over the cases that have it."""
+        names = dict.fromkeys(name for case in self.cases for name in case.figures)
+        result = {}
+        for name in names:
+            values = [case.figures.get(name, math.nan) for case in self.cases]
+            mean, low, high, count = _bootstrap(np.asarray(values, dtype=np.float64)[:, None])
+            result[name] = Interval(mean=_mean(mean), low=low, high=high, count=count)
+        return result
+
     def ranked(self) -> tuple[CaseScores, ...]:
         """Return the cases from the worst mean Dice to the best; cases without any class are left out."""
         scored = [case for case in self.cases if not math.isnan(case.mean("dice"))]
@@ -164,8 +178,13 @@ def class_keys(labels: LabelSpace) -> tuple[str, ...]:
 
 
 def write_summary(summary: Summary, folder: Path) -> Path:
-    """Write ``summary.json`` in nnU-Net's shape with further keys, and ``metrics.csv``; return the former."""
+    """Write ``summary.json`` in nnU-Net's shape with further keys, and ``metrics.csv``; return the former.
+
+    Where cases have figures, ``figures.csv`` holds them, a row per case.
+    """
     write_text(_csv(summary), folder / "metrics.csv")
+    if summary.figures():
+        write_text(_figures_csv(summary), folder / "figures.csv")
     return write_json(_document(summary), folder / "summary.json")
 
 
@@ -210,6 +229,7 @@ def _document(summary: Summary) -> dict[str, Any]:
             "prediction_file": str(case.prediction),
             "reference_file": str(case.reference),
             "case": case.id,
+            **({"figures": dict(case.figures)} if case.figures else {}),
         }
         for case in summary.cases
     ]
@@ -222,6 +242,7 @@ def _document(summary: Summary) -> dict[str, Any]:
         "surface": summary.surface,
         "missing": summary.missing,
         "prompts": summary.prompts,
+        "figures": summary.figures(),
         "pooled_dice": dict(zip(summary.class_keys, pooled.tolist(), strict=True)),
         "pooled_foreground_dice": _mean(pooled),
         "confidence_95": {METRICS[name]: summary.interval(name) for name in floats},
@@ -251,6 +272,17 @@ def _csv(summary: Summary) -> str:
     return text.getvalue()
 
 
+def _figures_csv(summary: Summary) -> str:
+    text, names = io.StringIO(), list(summary.figures())
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["case", *names])
+    for case in summary.cases:
+        writer.writerow(
+            [case.id, *(f"{case.figures[name]:.6g}" if name in case.figures else "" for name in names)]
+        )
+    return text.getvalue()
+
+
 def _read_case(entry: Mapping[str, Any], keys: tuple[str, ...]) -> CaseScores:
     prediction = Path(entry["prediction_file"])
     scores = []
@@ -260,7 +292,7 @@ def _read_case(entry: Mapping[str, Any], keys: tuple[str, ...]) -> CaseScores:
         scores.append(ClassScore(**values))
     return CaseScores(
         id=entry.get("case", prediction.name.split(".")[0]), prediction=prediction,
-        reference=Path(entry["reference_file"]), scores=tuple(scores),
+        reference=Path(entry["reference_file"]), scores=tuple(scores), figures=entry.get("figures", {}),
     )  # fmt: skip
 
 

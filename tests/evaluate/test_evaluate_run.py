@@ -1,5 +1,6 @@
 import json
 import logging
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 from medplan.data.images import Geometry, write_label
 from medplan.data.labels import LabelSpace
 from medplan.errors import DataError
+from medplan.evaluate.report import Evaluation, write_report
 from medplan.evaluate.run import evaluate, pair_up
+from medplan.evaluate.summary import read_summary
 
 LABELS = LabelSpace(names=("organ", "tumour"), values=((1,), (2,)))
 GRID = Geometry(shape=(4, 6, 8), spacing_mm=(3.0, 1.0, 0.5), origin_mm=(5.0, -3.0, 2.0))
@@ -122,3 +125,39 @@ def test_evaluation_imports_neither_torch_nor_matplotlib() -> None:
         "assert not {'torch', 'matplotlib', 'pandas'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_figures_beside_predictions_are_summed_up_and_their_volumes_not_scored(
+    folders: tuple[Path, Path],
+) -> None:
+    predictions, references = folders
+    for number in range(2):
+        figures = {"folding_percent": number, "lncc_after": 0.5, "note": "not a number", "bad": math.nan}
+        (predictions / f"case{number}_extras.json").write_text(json.dumps(figures))
+    write(predictions / "case0_registered.nii.gz")
+    summary = evaluate(predictions, references, LABELS, surface=False)
+    assert [case.id for case in summary.cases] == ["case0", "case1", "case2"]
+    assert {name: found.mean for name, found in summary.figures().items()} == {
+        "folding_percent": 0.5,
+        "lncc_after": 0.5,
+    }
+    assert summary.figures()["lncc_after"].count == 2
+    lines = (predictions / "figures.csv").read_text().splitlines()
+    assert lines == ["case,folding_percent,lncc_after", "case0,0,0.5", "case1,1,0.5", "case2,,"]
+    again = read_summary(predictions / "summary.json")
+    assert again.figures() == summary.figures()
+    page = write_report(
+        predictions, predictions / "r.html", evaluations=[Evaluation(name="v", summary=again)]
+    )
+    assert "folding percent" in page.read_text()
+
+
+def test_without_figures_nothing_is_said_of_them(folders: tuple[Path, Path]) -> None:
+    summary = evaluate(*folders, LABELS, surface=False)
+    assert summary.figures() == {} and not (folders[0] / "figures.csv").exists()
+
+
+def test_a_broken_file_of_figures_is_named(folders: tuple[Path, Path]) -> None:
+    (folders[0] / "case1_extras.json").write_text("[1, 2")
+    with pytest.raises(DataError, match="does not hold figures"):
+        evaluate(*folders, LABELS, surface=False)
