@@ -1,9 +1,9 @@
-"""Courses of the learning rate beyond `medplan.method.poly`."""
+"""Courses of the learning rate beyond `medplan.method.poly`, and of the decay of averaged weights."""
 
 import math
 from dataclasses import dataclass
 
-__all__ = ["WarmupThenPoly"]
+__all__ = ["WarmupThenPoly", "decay_at"]
 
 
 @dataclass(frozen=True)
@@ -16,3 +16,12 @@ class WarmupThenPoly:
         if fraction < self.warmup:
             return math.exp(10 * (fraction / self.warmup - 1))
         return float((1 - fraction) ** 0.9)
+
+
+def decay_at(decay: float, step: int, num_steps: int) -> float:
+    """Return the decay at a step: lower at first, and throughout a training that is short.
+
+    A young average would remember the random start; one that reaches back over more than a fiftieth of the
+    training would trail behind networks that still change fast.
+    """
+    return min(decay, 1 - 1 / (step + 1), max(0.0, 1 - 50 / num_steps))

@@ -43,7 +43,7 @@ from torch.optim import AdamW, Optimizer
 from medplan.checkpoint import restore
 from medplan.errors import MethodError, did_you_mean
 from medplan.learning.lamb import Lamb
-from medplan.learning.schedules import WarmupThenPoly
+from medplan.learning.schedules import WarmupThenPoly, decay_at
 from medplan.learning.task_losses import TaskLoss
 from medplan.learning.tasks import (
     added_tasks,
@@ -65,7 +65,7 @@ from medplan.method import (
     Situation,
     Update,
 )  # fmt: skip
-from medplan.networks.average import MovingAverage, decay_at
+from medplan.networks.average import MovingAverage
 from medplan.networks.medformer import MedFormer
 from medplan.networks.prior_transfer import translate
 from medplan.networks.prior_unet import PriorOutput, PriorShape, PriorUNet

@@ -46,6 +46,7 @@ from medplan.learning.pseudo_labels import (
     pseudo_labels,
     weighted_cross_entropy,
 )
+from medplan.learning.schedules import decay_at
 from medplan.method import (
     Augment,
     Batch,
@@ -390,8 +391,7 @@ class SDMessenger(Method):
     def _learn(self, loss: Tensor, update: Update, at: Progress, **terms: Tensor) -> dict[str, Tensor]:
         update.minimise(loss)
         if self.average is not None:
-            # A young average would remember the random start: it trails less at first.
-            self.average.update(self.network, decay=min(self.config.ema, 1 - 1 / (at.step + 1)))
+            self.average.update(self.network, decay=decay_at(self.config.ema, at.step, at.num_steps))
         return {name: term.detach() for name, term in {"loss": loss, **terms}.items()}
 
 

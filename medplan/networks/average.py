@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-__all__ = ["MovingAverage", "decay_at"]
+__all__ = ["MovingAverage"]
 
 
 class MovingAverage(nn.Module):
@@ -43,15 +43,6 @@ class MovingAverage(nn.Module):
         """Run the network with the averaged weights."""
         weights = {name: self.get_buffer(mine) for name, mine in self._names.items()}
         return functional_call(network, weights, arguments)
-
-
-def decay_at(decay: float, step: int, num_steps: int) -> float:
-    """Return the decay at a step: lower at first, and throughout a training that is short.
-
-    A young average would remember the random start; one that reaches back over more than a fiftieth of the
-    training would trail behind networks that still change fast.
-    """
-    return min(decay, 1 - 1 / (step + 1), max(0.0, 1 - 50 / num_steps))
 
 
 def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:

@@ -11,7 +11,6 @@ from medplan.data.labels import LabelSpace
 from medplan.errors import CheckpointError, MethodError
 from medplan.method import Progress, Situation
 from medplan.methods.hermes import METHOD
-from medplan.networks.average import decay_at
 from medplan.plan.schema import Plan
 from tests.conformance.tiny import CPU, build, run, tiny_plan, tiny_store
 
@@ -158,13 +157,6 @@ def test_the_average_begins_as_a_copy_and_then_trails_behind():
         )
         assert bool(differs()) == (step > 0)
         optimizer.step()
-
-
-def test_the_average_reaches_back_over_a_fiftieth_of_a_short_training_at_most():
-    assert decay_at(0.99, 100_000, 80_000) == 0.99
-    assert decay_at(0.99, 400, 500) == pytest.approx(0.9)
-    assert decay_at(0.99, 0, 80_000) == 0.0 and decay_at(0.99, 9, 80_000) == pytest.approx(0.9)
-    assert decay_at(0.99, 5, 10) == 0.0
 
 
 @pytest.mark.parametrize("encoder", ["residual", "medformer"])
