@@ -145,6 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--mirror", action="store_true", help="average over mirrored images")
     predict.add_argument("--probabilities", action="store_true", help="also write class probabilities")
     predict.add_argument("--extras", action="store_true", help="also write flows and the like")
+    predict.add_argument("--separate-tasks", action="store_true", help="also write a mask of each class")
     predict.add_argument(
         "--no-postprocessing", dest="postprocessing", action="store_false", help="leave components"
     )
@@ -313,6 +314,7 @@ def _planning(parser: argparse.ArgumentParser) -> None:
     add("--source-domain", metavar="DOMAIN", help="learn with the labels of this domain ...")
     add("--target-domain", metavar="DOMAIN", help="... for this one, whose labels are not read")
     add("--leave-out-domain", metavar="DOMAIN", help="keep this domain for testing")
+    add("--split", metavar="NAME", help="a published split of dataset.json, or 'none' to draw folds")
     add("--novel", nargs="+", metavar="CLASS", help="classes kept out of training, to be shown by an example")
     add(
         "--label-groups",

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ class Dataset:
         cases: training cases, labelled and unlabelled, sorted by id.
         test_cases: of imagesTs, with labels where labelsTs has them, sorted by id.
         stray_labels: label files that belong to no image.
+        splits: published splits by name, each a map from role to ids of training cases.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Dataset:
     cases: tuple[RawCase, ...]
     test_cases: tuple[RawCase, ...] = ()
     stray_labels: tuple[Path, ...] = ()
+    splits: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
 
     @property
     def is_pictures(self) -> bool:
@@ -101,6 +103,7 @@ def open_dataset(folder: Path) -> Dataset:
         cases=cases,
         test_cases=test_cases,
         stray_labels=strays,
+        splits=_splits(description, cases, test_cases),
     )
 
 
@@ -270,6 +273,20 @@ def _without(cases: tuple[RawCase, ...], exclude: Sequence[str], where: str) -> 
     if exclude:
         logger.info("%s: %d cases are excluded", where, len(exclude))
     return tuple(case for case in cases if case.id not in set(exclude))
+
+
+def _splits(
+    description: Description, cases: Sequence[RawCase], test_cases: Sequence[RawCase]
+) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Return the published splits of the training cases; what is in imagesTs is tested on anyway."""
+    training = {case.id for case in cases}
+    result = {}
+    for name, roles in description.splits.items():
+        named = {case: "" for ids in roles.values() for case in ids}
+        _expect_known(named, (*cases, *test_cases), description, f"splits.{name}")
+        kept = {role: tuple(case for case in ids if case in training) for role, ids in roles.items()}
+        result[name] = {role: ids for role, ids in kept.items() if ids}
+    return result
 
 
 def _expect_known(

@@ -24,6 +24,7 @@ READ_KEYS = (
     "test",
     "domain",
     "patient",
+    "splits",
     "exclude",
 )
 FREE_KEYS = (
@@ -40,6 +41,7 @@ FREE_KEYS = (
     "overwrite_image_reader_writer",
     "converted_by",
 )
+SPLIT_ROLES = ("labelled", "unlabelled", "validation", "test")
 TYPO_LIKENESS = 0.8
 """Keys that are not known are free text, unless they are this similar to one that is read."""
 
@@ -56,6 +58,7 @@ class Description:
         paths: nnU-Net v2's ``dataset`` dictionary, entry by case.
         training, test: entries of the Decathlon's lists.
         domain, patient: by case.
+        splits: published splits by name, each a map from role to cases.
         exclude: cases to leave out.
     """
 
@@ -68,6 +71,7 @@ class Description:
     test: tuple[Any, ...] = ()
     domain: Mapping[str, str] = field(default_factory=dict)
     patient: Mapping[str, str] = field(default_factory=dict)
+    splits: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
 
 
@@ -98,6 +102,7 @@ def read_description(folder: Path) -> Description:
         test=_list(data, "test", where),
         domain=_texts(data, "domain", where),
         patient=_texts(data, "patient", where),
+        splits=_splits(data, where),
         exclude=tuple(str(name) for name in _list(data, "exclude", where)),
     )
 
@@ -141,6 +146,24 @@ def _texts(data: Mapping[str, Any], key: str, where: str) -> Mapping[str, str]:
         if not isinstance(value, (str, int)) or isinstance(value, bool):
             raise DataError(f"{where}: '{key}.{case}' should be a name, found {_shown(value)}.")
     return {case: str(value) for case, value in entries.items()}
+
+
+def _splits(data: Mapping[str, Any], where: str) -> Mapping[str, Mapping[str, tuple[str, ...]]]:
+    splits = _object(data, "splits", where)
+    for name, roles in splits.items():
+        if not isinstance(roles, Mapping) or not set(roles) <= set(SPLIT_ROLES):
+            raise DataError(
+                f"{where}: 'splits.{name}' should be an object with lists of cases under "
+                f"{', '.join(SPLIT_ROLES)}, found {_shown(roles)}."
+            )
+        listed = [case for role in roles for case in _list(roles, role, where)]
+        twice = sorted({str(case) for case in listed if listed.count(case) > 1})
+        if twice:
+            raise DataError(f"{where}: 'splits.{name}' names the case '{twice[0]}' twice.")
+    return {
+        name: {role: tuple(str(case) for case in cases) for role, cases in roles.items()}
+        for name, roles in splits.items()
+    }
 
 
 def _channels(data: Mapping[str, Any], where: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from medplan.plan.folds import assign_roles
 from medplan.plan.grids import choose_normalisation
 from medplan.plan.label_groups import group_labels
 from medplan.plan.overrides import Overrides
+from medplan.plan.published import choose_split
 from medplan.plan.schema import DatasetPlan, Normalisation
 from medplan.records import decode, encode
 
@@ -105,7 +106,16 @@ def fold_roles(
         several: there are more datasets; each is then a domain by its name, unless it names domains.
     """
     ids = {case.id for case in facts.cases}
-    return assign_roles(
+    domains = (overrides.source_domain, overrides.target_domain, overrides.leave_out_domain)
+    named = overrides.split
+    if any(domains):
+        if named not in (None, "none"):
+            raise PlanError(
+                f"--split {named} says itself which cases are learned from; name no domain with it."
+            )
+        named = "none"
+    published, said = choose_split(facts.splits, named, where=facts.name)
+    folds, reasons = assign_roles(
         read.entries(facts, domain=facts.name if several else None),
         needs=needs,
         labelled=overrides.labelled,
@@ -113,10 +123,13 @@ def fold_roles(
         source_domain=overrides.source_domain,
         target_domain=overrides.target_domain,
         leave_out_domain=overrides.leave_out_domain,
+        published=published,
         seed=overrides.seed or 0,
         where=facts.name,
         strict=not several,
     )
+    reasons["folds"] = said if published is not None else reasons["folds"] + said
+    return folds, reasons
 
 
 def _normalisation(needs: "Needs", facts: "Fingerprint", channel: int) -> tuple[Normalisation, str]:

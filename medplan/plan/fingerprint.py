@@ -6,7 +6,7 @@ Every case is read once; it is checked and measured while it is in memory. torch
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -49,6 +49,7 @@ class Fingerprint:
         domains: names that occur, sorted.
         notes: what is worth knowing, one sentence each.
         cases: training cases, sorted by id.
+        splits: published splits by name, each a map from role to ids.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Fingerprint:
     domains: tuple[str, ...]
     notes: tuple[str, ...]
     cases: tuple[CaseFacts, ...]
+    splits: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
 
     @property
     def num_labelled(self) -> int:
@@ -157,6 +159,7 @@ def _sum_up(dataset: Dataset, cases: Sequence[Measured]) -> Fingerprint:
         domains=tuple(sorted({case.domain for case in facts if case.domain is not None})),
         notes=tuple(notes),
         cases=tuple(facts),
+        splits={name: dict(roles) for name, roles in dataset.splits.items()},
     )
 
 

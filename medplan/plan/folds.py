@@ -1,12 +1,13 @@
 """Which case plays which role in which fold."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from medplan.errors import PlanError
+from medplan.plan.published import Split
 
 __all__ = ["FOLD_SEED", "Entry", "assign_roles", "keep_labels", "kfold", "split"]
 
@@ -77,6 +78,13 @@ def split(entries: Sequence[Entry]) -> tuple[tuple[Fold, ...], str]:
     return tuple(result), f"5 folds equal to nnU-Net's (shuffled with seed {FOLD_SEED} over sorted ids)"
 
 
+def _one_fold(pool: Sequence[Entry], published: Split) -> tuple[tuple[Fold, ...], str]:
+    validation = set(published.get("validation", ()))
+    ids = sorted(entry.id for entry in pool)
+    kept = tuple(case for case in ids if case not in validation)
+    return ((kept, tuple(case for case in ids if case in validation)),), "as published"
+
+
 def _members(groups: Mapping[str, list[str]], names: Sequence[str], chosen: Sequence[int]) -> tuple[str, ...]:
     return tuple(sorted(case for index in chosen for case in groups[names[index]]))
 
@@ -120,6 +128,7 @@ def assign_roles(
     source_domain: str | None = None,
     target_domain: str | None = None,
     leave_out_domain: str | None = None,
+    published: Split | None = None,
     seed: int = 0,
     where: str,
     strict: bool = True,
@@ -129,6 +138,7 @@ def assign_roles(
     Args:
         needs: roles that the method wants (`Needs.roles`).
         labelled, labelled_cases, source_domain, target_domain, leave_out_domain: as in `Overrides`.
+        published: a split to take in place of drawn folds.
         seed: of the choice that `labelled` asks for.
         where: the dataset's name, for errors.
         strict: every domain that is named should exist; else it may belong to another dataset.
@@ -154,9 +164,15 @@ def assign_roles(
         )
     if leave_out_domain is not None:
         reasons["folds.leave_out"] = f"all {len(left_out)} cases of {leave_out_domain} are kept for testing"
+    if published is not None:
+        left_out, hidden = set(published.get("test", ())), set(published.get("unlabelled", ()))
+        named = {case for role, ids in published.items() if role != "test" for case in ids}
+        inside = [entry for entry in entries if entry.id in named]
+    tested = _patients(entries, left_out)
+    inside = [entry for entry in inside if entry.patient not in tested]
     pool = [entry for entry in inside if entry.is_labelled and entry.id not in hidden]
     free = {entry.id for entry in inside} - {entry.id for entry in pool}
-    folds, reasons["folds"] = split(pool)
+    folds, reasons["folds"] = split(pool) if published is None else _one_fold(pool, published)
     single = next((role for role in ("atlas", "support") if role in needs), None)
     template = _template(pool, labelled_cases) if single else None
     taken = {template} if template is not None else set()
@@ -173,7 +189,9 @@ def assign_roles(
         if single is not None and template is not None:
             roles[single] = (template,)
         roles["validation"] = tuple(case for case in validation if case not in used)
-        roles["unlabelled"] = tuple(sorted((free | set(training)) - used - set(validation)))
+        validated = _patients(entries, validation)
+        others = (free | set(training)) - used - set(validation)
+        roles["unlabelled"] = tuple(sorted(others - {e.id for e in inside if e.patient in validated}))
         roles["test"] = tuple(sorted(left_out))
         result.append({role: ids for role, ids in roles.items() if ids})
     if labelled is not None and not learns_labels:
@@ -192,6 +210,10 @@ def assign_roles(
             f"case {template} ({how}); other labelled cases serve validation or are treated as unlabelled"
         )
     return tuple(result), reasons
+
+
+def _patients(entries: Sequence[Entry], ids: Collection[str]) -> set[str]:
+    return {entry.patient for entry in entries if entry.id in ids and entry.patient is not None}
 
 
 def _is_source(entry: Entry, source: str | None, target: str | None) -> bool:

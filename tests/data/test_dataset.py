@@ -266,6 +266,26 @@ def test_labels_without_an_image_are_noted(tmp_path: Path) -> None:
     assert [path.name for path in open_dataset(root).stray_labels] == ["b.nii.gz"]
 
 
+def test_published_splits_are_read_as_far_as_cases_are_for_training(raw_dataset: Path) -> None:
+    cases = [case.id for case in open_dataset(raw_dataset).cases]
+    describe(raw_dataset, splits={"paper": {"labelled": cases[:1], "unlabelled": cases[1:2], "test": []}})
+    assert open_dataset(raw_dataset).splits == {"paper": {"labelled": (cases[0],), "unlabelled": (cases[1],)}}
+
+
+@pytest.mark.parametrize("roles", [{"train": []}, {"labelled": ["nobody"]}, ["a"], {"labelled": "a"}])
+def test_splits_of_unknown_roles_or_cases_are_refused(raw_dataset: Path, roles: object) -> None:
+    describe(raw_dataset, splits={"paper": roles})
+    with pytest.raises(DataError, match=r"paper|labelled"):
+        open_dataset(raw_dataset)
+
+
+def test_a_split_with_a_case_in_two_roles_is_refused(raw_dataset: Path) -> None:
+    case = open_dataset(raw_dataset).cases[0].id
+    describe(raw_dataset, splits={"paper": {"labelled": [case], "test": [case]}})
+    with pytest.raises(DataError, match="twice"):
+        open_dataset(raw_dataset)
+
+
 def test_unknown_cases_come_with_the_nearest_one(raw_dataset: Path) -> None:
     dataset = open_dataset(raw_dataset)
     assert dataset.case("case06") == dataset.test_cases[0]

@@ -136,6 +136,39 @@ def test_the_atlas_can_be_named() -> None:
     )
 
 
+def test_a_published_split_replaces_the_folds() -> None:
+    split = {"labelled": ("c01",), "unlabelled": ("c02", "c05"), "validation": ("c00",), "test": ("c03",)}
+    (fold,) = roles(entries(5, 2), published=split)
+    assert fold == split
+
+
+def test_a_published_split_without_validation_gives_none() -> None:
+    (fold,) = roles(entries(5), published={"labelled": ("c01", "c02"), "unlabelled": ("c03",)})
+    assert fold == {"labelled": ("c01", "c02"), "unlabelled": ("c03",)}
+
+
+def test_fewer_labels_of_a_published_split_leave_the_others_unlabelled() -> None:
+    (fold,) = roles(entries(5), published={"labelled": ("c01", "c02"), "validation": ("c03",)}, labelled="1")
+    assert len(fold["labelled"]) == len(fold["unlabelled"]) == 1
+    assert {*fold["labelled"], *fold["unlabelled"]} == {"c01", "c02"}
+
+
+def test_images_of_a_patient_who_is_validated_on_are_not_seen_in_training() -> None:
+    cases = entries(12, domain=("CT", "MR"), patient=("a", "a", "b", "c", "d", "e"))
+    patient = {entry.id: entry.patient for entry in cases}
+    for fold in roles(cases, source_domain="CT", target_domain="MR"):
+        validated = {patient[case] for case in fold["validation"]}
+        assert not validated & {patient[case] for case in fold["labelled"] + fold["unlabelled"]}
+
+
+def test_images_of_a_patient_who_is_tested_on_are_not_seen_in_training() -> None:
+    cases = entries(12, domain=("A", "B"), patient=("a", "a", "b", "c", "d", "e"))
+    patient = {entry.id: entry.patient for entry in cases}
+    for fold in roles(cases, leave_out_domain="B"):
+        tested = {patient[case] for case in fold["test"]}
+        assert not tested & {patient[case] for case in fold["labelled"] + fold["validation"]}
+
+
 def test_a_support_case_is_not_also_learned_from() -> None:
     for fold in roles(entries(10), needs=("support", "labelled"), labelled="3"):
         assert fold["support"] == ("c03",)
