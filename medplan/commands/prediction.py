@@ -28,6 +28,7 @@ def predict(
     mirror: bool,
     probabilities: bool,
     extras: bool,
+    separate_tasks: bool,
     postprocessing: bool,
     prompts: Path | None,
     prompt_mode: Literal["auto", "none"],
@@ -74,7 +75,14 @@ def predict(
     )
     print(f"Model: {source}", flush=True)
     run_prediction(
-        input, output, loaded, options=options, probabilities=probabilities, extras=extras, prompts=prompts
+        input,
+        output,
+        loaded,
+        options=options,
+        probabilities=probabilities,
+        extras=extras,
+        separate_tasks=separate_tasks,
+        prompts=prompts,
     )
     print(f"Predictions: {output}")
 

@@ -1,6 +1,6 @@
-"""The folds that make one model: which support cases they use, whether they agree, what identifies them."""
+"""The folds that make one model: which support cases they use, whether they agree, what they say together."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from medplan.errors import CheckpointError, UsageError, did_you_mean
 from medplan.plan.schema import Plan
+from medplan.runtime import Runtime
 from medplan.samples.cases import Case
 
-__all__ = ["check_alike", "choose", "hash_state"]
+__all__ = ["check_alike", "choose", "hash_state", "mean_of"]
 
 
 def choose(cases: tuple[Case, ...], wanted: Sequence[str], run: Path) -> tuple[Case, ...]:
@@ -56,3 +57,13 @@ def hash_state(digest: Any, weights: dict[str, Any], support: Iterable[Case]) ->
         digest.update(case.key.encode())
         digest.update(np.ascontiguousarray(case.image()).data)
         digest.update(np.ascontiguousarray(case.label()).data)
+
+
+def mean_of(answers: Sequence[Iterator[Tensor]], runtime: Runtime) -> Iterator[Tensor]:
+    """Yield the mean of the folds' logits, slab by slab."""
+    while True:
+        with torch.no_grad(), runtime.autocast():
+            slabs = [slab for slab in (next(answer, None) for answer in answers) if slab is not None]
+        if not slabs:
+            return
+        yield slabs[0] if len(slabs) == 1 else torch.stack(slabs).mean(0)

@@ -25,11 +25,12 @@ from medplan.plan.schema import DatasetPlan, Fold, Plan
 from medplan.predict import postprocess
 from medplan.predict.archive import unpack
 from medplan.predict.folder import find_folds, read_atlas, read_support
-from medplan.predict.members import check_alike, choose, hash_state
+from medplan.predict.members import check_alike, choose, hash_state, mean_of
 from medplan.predict.options import Options, choose_dataset, only
 from medplan.predict.plausible import warn_if_unlike_training
 from medplan.predict.postprocess import Postprocessing
 from medplan.predict.prompts import CaseBoxes, to_prepared
+from medplan.predict.separate import Masks
 from medplan.predict.sizes import at_size
 from medplan.predict.sliding_window import predict_case
 from medplan.predict.support import Example, prepare_examples
@@ -312,6 +313,7 @@ class Model:
         *,
         options: Options | None = None,
         probabilities: Path | None = None,
+        masks: dict[str, LabelMap] | None = None,
         show_progress: bool = False,
     ) -> LabelMap:
         """Segment a prepared input.
@@ -320,6 +322,7 @@ class Model:
             probabilities: also write those of every output there, as a ``.npy`` of float32 (K, Z, Y, X) on
                 the input's own grid; background comes first for exclusive classes. Post-processing leaves
                 them be.
+            masks: is given a mask (Z, Y, X) of each class by name, see `medplan.predict.separate`.
 
         Returns: (Z, Y, X) raw label values on the input's own grid.
         """
@@ -333,11 +336,16 @@ class Model:
         restorer = LabelRestorer(
             restoration, labels, probabilities=probabilities is not None, file=probabilities
         )
+        separate = None if masks is None else Masks(restoration, labels)
         for slab in track(slabs, label=f"slabs of {prepared.case.id}") if show_progress else slabs:
             restorer.add(slab)
+            if separate is not None:
+                separate.add(slab)
         label = labels.decode(restorer.finish().classes)
         if options.postprocessing:
             label = postprocess.apply(self.postprocessing, label, labels)
+        if masks is not None and separate is not None:
+            masks.update(separate.finish(label, options.classes))
         return only(label, options.classes, self.dataset)
 
     def logits(self, case: Case, *, options: Options | None = None) -> Iterator[Tensor]:
@@ -370,15 +378,7 @@ class Model:
             if answer is None:
                 return None
             answers.append(answer)
-        return self._average(answers)
-
-    def _average(self, answers: Sequence[Iterator[Tensor]]) -> Iterator[Tensor]:
-        while True:
-            with torch.no_grad(), self.runtime.autocast():
-                slabs = [slab for slab in (next(answer, None) for answer in answers) if slab is not None]
-            if not slabs:
-                return
-            yield slabs[0] if len(slabs) == 1 else torch.stack(slabs).mean(0)
+        return mean_of(answers, self.runtime)
 
     def _predictors(self, case: Case) -> tuple[Predictor, ...]:
         with torch.no_grad(), self.runtime.autocast():

@@ -22,6 +22,7 @@ from medplan.errors import DataError, MedplanError, PlanError, UsageError, did_y
 from medplan.predict.extras import write_extras
 from medplan.predict.model import Model, Options, Prepared
 from medplan.predict.prompts import Boxes, describe, read_boxes
+from medplan.predict.separate import write_masks
 from medplan.progress import track
 from medplan.records import encode, read_json, write_json
 from medplan.runtime import tune_allocator
@@ -50,6 +51,7 @@ def predict(
     options: Options | None = None,
     probabilities: bool = False,
     extras: bool = False,
+    separate_tasks: bool = False,
     prompts: Path | None = None,
 ) -> tuple[Path, ...]:
     """Segment an image, a folder of images or a DICOM folder.
@@ -63,6 +65,7 @@ def predict(
         probabilities: also write ``CASE_probabilities.npz``: float16 (K, Z, Y, X) on the image's grid under
             the key ``probabilities``; background comes first for exclusive classes.
         extras: also write what else the method says of a case, see `medplan.predict.extras`.
+        separate_tasks: also write a mask of each class, see `medplan.predict.separate`.
         prompts: boxes per case, see `medplan.predict.prompts`.
 
     Returns: the label maps, sorted by case.
@@ -79,6 +82,7 @@ def predict(
         output=output,
         probabilities=probabilities,
         extras=extras,
+        separate_tasks=separate_tasks,
         boxes=boxes,
     )
     sources = {image.resolve() for case in cases for image in case.images}
@@ -117,6 +121,7 @@ class _Job:
     output: Path
     probabilities: bool
     extras: bool
+    separate_tasks: bool
     boxes: Boxes
 
     def prepare(self, case: RawCase) -> "_Waiting | Path":
@@ -133,10 +138,15 @@ class _Job:
     def predict(self, case: RawCase, waiting: "_Waiting") -> Path:
         """Predict a case and write its files, its record last."""
         scratch = self.output / f".{case.id}.{os.getpid()}.tmp.npy" if self.probabilities else None
+        masks: dict[str, npt.NDArray[np.integer[Any]]] | None = {} if self.separate_tasks else None
         files = []
         try:
             label = self.model.predict_prepared(
-                waiting.prepared, options=self.options, probabilities=scratch, show_progress=True
+                waiting.prepared,
+                options=self.options,
+                probabilities=scratch,
+                masks=masks,
+                show_progress=True,
             )
             if scratch is not None:
                 files.append(_compress(scratch, self.output / f"{case.id}_probabilities.npz"))
@@ -145,6 +155,7 @@ class _Job:
                 scratch.unlink(missing_ok=True)
         path = write_label(self.path(case), label, waiting.prepared.geometry)
         files.append(path)
+        files += write_masks(masks or {}, path, waiting.prepared.geometry)
         if self.extras:
             files += write_extras(self.model, waiting.prepared, path)
         digests = {file.name: _sha256([file]) for file in files}
@@ -172,6 +183,7 @@ class _Job:
         facts += [
             self.probabilities,
             self.extras,
+            self.separate_tasks,
             given and {name: box.tolist() for name, box in given.items()},
         ]
         facts.append(_sha256(case.images))
