@@ -14,7 +14,7 @@ takes its plan and leaves the encoder random.
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,13 @@ import numpy as np
 import torch
 
 from medplan import checkpoint, registry
+from medplan.plan.schema import Plan
 from medplan.predict.sliding_window import predict_classes
 from medplan.samples.cases import Case, CaseStore
 from medplan.samples.slices import slices_with
 from medplan.workspace import Workspace
+
+MODES = ("published", "honest")
 
 
 def main() -> None:
@@ -52,36 +55,47 @@ def main() -> None:
     if options.encoder is not None:
         method.load_encoder(checkpoint.load(options.encoder))
     method.to(options.device).eval()
-    method.encode = remembering(method.encode)
     space = Workspace.open(options.workspace)
-    folders = {
+    store = CaseStore(folders_of(space, plan), plan, options.fold)
+    start = time.monotonic()
+    dice = dice_of_all(method, plan, store, options.classes or plan.learned[0].novel, options.device)
+    for mode in MODES:
+        listed = "  ".join(f"{name} {100 * of[mode]:.1f}" for name, of in dice.items())
+        mean = float(np.mean([of[mode] for of in dice.values()]))
+        print(f"{mode:<10} mean {100 * mean:5.1f}  {listed}")
+    counts = f"{len(store.role('validation'))} cases, {len(store.role('support'))} shot"
+    print(f"{counts}, {time.monotonic() - start:.0f} s", file=sys.stderr)
+
+
+def folders_of(space: Workspace, plan: Plan) -> dict[str, Path]:
+    """Return where the preprocessed cases of each dataset lie."""
+    return {
         dataset.name: space.preprocessed_folder(dataset.name, dataset.preprocessed_name(plan.grid))
         for dataset in plan.datasets
     }
-    store = CaseStore(folders, plan, options.fold)
-    support = [store[key] for key in store.role("support")]
-    classes = options.classes or plan.learned[0].novel
+
+
+def dice_of_all(
+    method: Any, plan: Plan, store: CaseStore, classes: Sequence[str], device: str
+) -> dict[str, dict[str, float]]:
+    """Return, per class and mode, the mean Dice over the validation cases that show it."""
+    method.encode = remembering(method.encode)
     names = plan.learned[0].labels.names
-    start = time.monotonic()
-    rows: dict[str, dict[str, list[float]]] = {name: {"published": [], "honest": []} for name in classes}
+    support = [store[key] for key in store.role("support")]
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in classes}
     for key in store.role("validation"):
         case = store[key]
         for name in classes:
-            code = names.index(name) + 1
-            dice = score(method, plan, case, support, code, options.device)
-            for mode, value in dice.items():
-                rows[name][mode].append(value)
-    for mode in ("published", "honest"):
-        means = {name: float(np.nanmean(found[mode])) for name, found in rows.items()}
-        listed = "  ".join(f"{name} {100 * value:.1f}" for name, value in means.items())
-        print(f"{mode:<10} mean {100 * float(np.mean(list(means.values()))):5.1f}  {listed}")
-    count = len(store.role("validation"))
-    print(f"{count} cases, {len(support)} shot, {time.monotonic() - start:.0f} s", file=sys.stderr)
+            found[name].append(score(method, plan, case, support, names.index(name) + 1, device))
+    return {
+        name: {mode: float(np.nanmean([one[mode] for one in several])) for mode in MODES}
+        for name, several in found.items()
+    }
 
 
 @torch.no_grad()
 def score(
-    method: Any, plan: Any, case: Case, support: list[Case], code: int, device: str
+    method: Any, plan: Plan, case: Case, support: list[Case], code: int, device: str
 ) -> dict[str, float]:
     """Return the Dice of one class, by mode; NaN where the query does not show it."""
     shown = [only(other, code) for other in support]

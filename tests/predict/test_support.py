@@ -1,9 +1,11 @@
 """Examples given with the images: what is read, which classes they show, and who takes them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from medplan.data.images import Geometry, write_image, write_label
+from medplan.data.images import Geometry, read_label, read_stored, write_image, write_label
 from medplan.data.labels import LabelSpace
 from medplan.errors import DataError, UsageError
 from medplan.plan.schema import Grid
@@ -65,14 +67,79 @@ def test_missing_files_are_named(tmp_path):
         find_examples(["a.nii.gz:b.nii.gz"], dataset="Phantom", raw_folder=nowhere)
 
 
+def shown_by(image, label, spacing=1.5, channels=1):
+    plan = make_plan().datasets[0]
+    plan = replace(
+        plan,
+        channels=plan.channels * channels,
+        modalities=plan.modalities * channels,
+        normalisations=plan.normalisations * channels,
+    )
+    example = Example(name="one", images=(image,), label=label)
+    return prepare_examples([example], plan, Grid(spacing_mm=(spacing,) * 3))
+
+
+def test_an_example_without_a_label_map_is_said(pair, tmp_path):
+    with pytest.raises(DataError, match=r"without its label map; write IMAGE:LABEL"):
+        find_examples([str(pair[0])], dataset="Phantom", raw_folder=nowhere)
+    with pytest.raises(DataError, match=r"no label map '.*none\.nii\.gz'"):
+        shown_by(pair[0], tmp_path / "none.nii.gz")
+
+
+def test_missing_channels_of_an_example_are_counted(pair):
+    with pytest.raises(DataError, match=r"sees 2 channels \(T1, T1\), the example has 1"):
+        shown_by(*pair, channels=2)
+
+
+def test_image_and_label_in_the_wrong_order_are_noticed(tmp_path):
+    values = np.arange(np.prod(GEOMETRY.shape), dtype=np.int16).reshape(GEOMETRY.shape)
+    image = write_image(tmp_path / "i.nii.gz", values.astype(np.float32), GEOMETRY)
+    with pytest.raises(DataError, match=r"is this an image\? Write IMAGE:LABEL"):
+        shown_by(image, write_label(tmp_path / "l.nii.gz", values, GEOMETRY))
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        ({"shape": (6, 10, 11)}, "shape"),
+        ({"spacing_mm": (3.0, 3.0, 2.0)}, "spacing"),
+        ({"direction": (-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0)}, "orientation: RAS vs LPS"),
+    ],
+)
+def test_a_label_map_that_lies_otherwise_than_its_image_is_refused(pair, tmp_path, other, what):
+    geometry = replace(GEOMETRY, **other)
+    label = write_label(tmp_path / "other.nii.gz", np.ones(geometry.shape, np.uint8), geometry)
+    with pytest.raises(DataError, match=f"differ in {what}"):
+        shown_by(pair[0], label)
+
+
+def test_an_example_turned_with_its_label_shows_the_same(pair, tmp_path):
+    image, _ = read_stored(pair[0])
+    label, _ = read_label(pair[1])
+    turned = replace(GEOMETRY, direction=(-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0))
+    others = (
+        write_image(tmp_path / "ti.nii.gz", np.ascontiguousarray(image[0, :, ::-1, ::-1]), turned),
+        write_label(tmp_path / "tl.nii.gz", np.ascontiguousarray(label[:, ::-1, ::-1]), turned),
+    )
+    (_, (one,)), (_, (other,)) = shown_by(*pair), shown_by(*others)
+    assert np.array_equal(one.label(), other.label())
+    assert np.allclose(one.image(), other.image(), atol=1e-5)
+
+
+def test_a_class_that_the_grid_does_not_keep_is_named(tmp_path):
+    label = np.zeros(GEOMETRY.shape, np.uint8)
+    label[3, 5, 5] = 3
+    image = write_image(tmp_path / "i.nii.gz", np.ones(GEOMETRY.shape, np.float32) + label, GEOMETRY)
+    with pytest.raises(DataError, match=r"class 'label 3' is too small for the model's grid"):
+        shown_by(image, write_label(tmp_path / "l.nii.gz", label, GEOMETRY), spacing=12.0)
+
+
 def test_a_method_that_learns_its_classes_takes_no_example(model, pair):
     with pytest.raises(UsageError, match="it takes no example but its own"):
         model.with_support([Example(name="a", images=(pair[0],), label=pair[1])])
 
 
 def test_a_shown_class_is_named_to_the_method_and_written_with_its_value(model, pair, monkeypatch):
-    from dataclasses import replace
-
     monkeypatch.setattr(Toy, "needs", replace(Toy.needs, new_classes=True))
     shown = model.with_support([Example(name="a", images=(pair[0],), label=pair[1])])
     heard = []
