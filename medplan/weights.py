@@ -1,7 +1,8 @@
 """Published weight files: where they are looked for, and how they are told apart.
 
 Nothing is downloaded. A file is named in the plan (`encoder_weights`) by path, or by its name alone when it
-lies in the weights folder: $MEDPLAN_WEIGHTS, else ``~/.cache/medplan/weights``.
+lies in the weights folder: $MEDPLAN_WEIGHTS, else ``~/.cache/medplan/weights``. Two files that belong
+together are named with a plus between them: ``sam_vit_b_01ec64.pth+model_best.pth``.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from medplan.errors import CheckpointError
 
-__all__ = ["KNOWN", "KnownFile", "describe", "folder", "locate"]
+__all__ = ["KNOWN", "KnownFile", "describe", "folder", "locate", "locate_all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +69,11 @@ def locate(name: str) -> Path:
             "the download may be broken. Fetch it again."
         )
     return path
+
+
+def locate_all(names: str) -> tuple[Path, ...]:
+    """Find every file of ``one+another``, as `locate` does; a path that has a plus in it is one file."""
+    return tuple(locate(name) for name in ([names] if Path(names).is_file() else names.split("+")))
 
 
 def describe() -> list[str]:

@@ -20,6 +20,15 @@ def test_a_file_is_found_by_name_and_by_path(folder: Path) -> None:
     assert weights.locate(str(folder / "mine.pth")) == folder / "mine.pth"
 
 
+def test_files_that_belong_together_are_named_with_a_plus(folder: Path) -> None:
+    for name in ("sam.pth", "adapters.pth", "c+.pth"):
+        (folder / name).write_bytes(b"1")
+    assert weights.locate_all("sam.pth+adapters.pth") == (folder / "sam.pth", folder / "adapters.pth")
+    assert weights.locate_all(str(folder / "c+.pth")) == (folder / "c+.pth",)
+    with pytest.raises(CheckpointError, match=r"'other\.pth' is neither"):
+        weights.locate_all("sam.pth+other.pth")
+
+
 def test_a_missing_file_says_where_was_looked(folder: Path) -> None:
     with pytest.raises(CheckpointError, match=r"MEDPLAN_WEIGHTS.*--encoder-weights none"):
         weights.locate("sam_vit_b_01ec64.pth")

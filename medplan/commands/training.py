@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medplan.errors import PlanError, UsageError
 from medplan.workspace import Workspace
@@ -155,5 +155,8 @@ def _build(plan: "Plan", start_from: Path | None, *, resume: bool) -> "Method":
         state = checkpoint.load(source)
         method.start_from(state["weights"], checkpoint.plan_of(state, path=source), where=str(source))
     elif plan.encoder_weights not in (None, "none"):
-        method.load_encoder(checkpoint.load_published(weights.locate(str(plan.encoder_weights))))
+        found: dict[str, Any] = {}
+        for path in weights.locate_all(str(plan.encoder_weights)):
+            found |= checkpoint.load_published(path)
+        method.load_encoder(found)
     return method

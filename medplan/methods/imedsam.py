@@ -38,11 +38,11 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from medplan.data.labels import IGNORE
-from medplan.errors import CheckpointError, MethodError
+from medplan.errors import MethodError
 from medplan.learning.losses import mask_loss
 from medplan.method import Batch, Method, Needs, Phase, Predictor, Progress, Proposal, Situation, Update
 from medplan.networks.implicit import CoordinateCode, ImplicitDecoder, Uncertainty
-from medplan.networks.implicit_sam import MAP_CHANNELS, AdaptedEncoder, ImplicitSam, as_sam_sees, is_released
+from medplan.networks.implicit_sam import MAP_CHANNELS, AdaptedEncoder, ImplicitSam, as_sam_sees
 from medplan.networks.prompted_answers import PromptedAnswers
 from medplan.networks.sam import OUTPUT_CHANNELS
 from medplan.plan.schema import Plan
@@ -83,6 +83,7 @@ class Config:
         ramp_epochs: until the coarse answer no longer counts by itself.
         open_epochs: until all entries of the coordinate code are open.
         jitter: sides of training boxes are moved outwards by up to this share of the image's side.
+        box_as_mask: prompt with the filled box too, as a mask; for training without published weights.
         whole_share: share of the samples that are prompted with the whole image, of any class; None is 0 in
             compat, else 0.25.
         adapter_lr_factor: learning rate of all but the decoder, relative; None is 0.05 beside published
@@ -114,6 +115,7 @@ class Config:
     ramp_epochs: int = 5
     open_epochs: int = 20
     jitter: float = 20 / 384
+    box_as_mask: bool = False
     whole_share: float | None = None
     adapter_lr_factor: float | None = None
     normalise: Literal["sam", "none"] | None = None
@@ -230,14 +232,14 @@ class ImedSam(Method):
             dropout=config.dropout, passes=config.passes, share=config.share,
             uncertainty=config.uncertainty,
         )  # fmt: skip
-        self.network = ImplicitSam(encoder, decoder)
+        self.network = ImplicitSam(encoder, decoder, box_as_mask=config.box_as_mask)
         self.register_buffer("openness", torch.ones(()))
         self.openness: Tensor
         self.is_pretrained = plan.encoder_weights is not None
 
     def load_encoder(self, weights: Mapping[str, Any]) -> None:
-        """Load a published SAM file, strictly; with ``compat`` also the authors' adapters, if they lie in the
-        same file (docs/imedsam.md says how to put them there).
+        """Load a published SAM file, strictly; with ``compat`` also the authors' checkpoint, if it was named
+        beside it.
         """
         where = str(self.plan.encoder_weights)
         if self.plan.encoder not in PUBLISHED:
@@ -245,16 +247,7 @@ class ImedSam(Method):
                 f"imedsam: encoder '{self.plan.encoder}' has no published weights; plan with '--encoder "
                 "vit_b', or with '--encoder-weights none'."
             )
-        tensors = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
-        if not any(name.startswith("image_encoder.patch_embed") for name in tensors):
-            raise CheckpointError(
-                f"{where}: holds no image encoder of SAM; expected a file such as {PUBLISHED['vit_b']}."
-            )
-        if is_released(tensors):
-            self.network.encoder.load({k: v for k, v in tensors.items() if ".freq_" not in k}, where=where)
-            self.network.load_released(tensors, where=where)
-        else:
-            self.network.load_sam(tensors, where=where)
+        self.network.load_published(weights, where=where)
 
     def phases(self) -> Sequence[Phase]:
         training, patch_size = self.plan.training, self.plan.patch_size

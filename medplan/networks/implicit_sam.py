@@ -27,6 +27,7 @@ from medplan.networks.sam import (
     build_sam_image_encoder,
     load_sam_image_encoder,
 )
+from medplan.samples.box_prompts import coverage
 
 __all__ = ["AdaptedEncoder", "ImplicitSam", "as_sam_sees", "is_released", "released_state"]
 
@@ -121,9 +122,13 @@ class ImplicitSam(nn.Module):
     Args:
         encoder: of the images.
         decoder: answers at points; takes `MAP_CHANNELS` + 256 channels.
+        box_as_mask: also give SAM the filled box as a prompt of its other kind, a mask. What two corners mean
+            has to be learnt from far more images than what is inside and what is outside.
     """
 
-    def __init__(self, encoder: AdaptedEncoder, decoder: ImplicitDecoder) -> None:
+    def __init__(
+        self, encoder: AdaptedEncoder, decoder: ImplicitDecoder, *, box_as_mask: bool = False
+    ) -> None:
         super().__init__()
         from segment_anything.modeling.mask_decoder import MaskDecoder
         from segment_anything.modeling.prompt_encoder import PromptEncoder
@@ -131,7 +136,7 @@ class ImplicitSam(nn.Module):
 
         side = encoder.image_size
         tokens = side // TOKEN_PIXELS
-        self.encoder, self.decoder = encoder, decoder
+        self.encoder, self.decoder, self.box_as_mask = encoder, decoder, box_as_mask
         self.prompt_encoder = PromptEncoder(
             embed_dim=OUTPUT_CHANNELS,
             image_embedding_size=(tokens, tokens),
@@ -160,7 +165,9 @@ class ImplicitSam(nn.Module):
         with self._in_full_precision():
             # SAM names the first and the last pixel inside.
             pixels_B4 = box_B4 - box_B4.new_tensor((0.0, 0.0, 1.0, 1.0))
-            corners_B2C, dense_BChw = self.prompt_encoder(points=None, boxes=pixels_B4, masks=None)
+            corners_B2C, dense_BChw = self.prompt_encoder(
+                points=None, boxes=pixels_B4, masks=self._masks(box_B4)
+            )
             positional_1Chw = self.prompt_encoder.get_dense_pe()
         kind = embedding_BChw.dtype
         own_NC = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
@@ -172,6 +179,12 @@ class ImplicitSam(nn.Module):
         )
         map_BChw: Tensor = decoder.output_upscaling(image_BPC.transpose(1, 2).reshape(embedding_BChw.shape))
         return map_BChw
+
+    def _masks(self, box_B4: Tensor) -> Tensor | None:
+        if not self.box_as_mask:
+            return None
+        side = self.encoder.image_size
+        return coverage(box_B4, self.prompt_encoder.mask_input_size, (side, side))[:, None]
 
     def adapter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return what I-MedSAM trains beside frozen published weights, by part.
@@ -194,10 +207,30 @@ class ImplicitSam(nn.Module):
             "mask_decoder.output_hypernetworks_mlps.", "mask_decoder.iou_prediction_head.",
             "mask_decoder.transformer.final_attn_token_to_image.",
             "mask_decoder.transformer.norm_final_attn.",
-            "prompt_encoder.mask_downscaling.", "prompt_encoder.not_a_point_embed.",
+            "prompt_encoder.no_mask_embed." if self.box_as_mask else "prompt_encoder.mask_downscaling.",
+            "prompt_encoder.not_a_point_embed.",
             "prompt_encoder.point_embeddings.0.", "prompt_encoder.point_embeddings.1.",
         )  # fmt: skip
         return [parameter for name, parameter in self.named_parameters() if not name.startswith(idle)]
+
+    def load_published(self, weights: Mapping[str, Any], *, where: str) -> None:
+        """Load a SAM file, and the checkpoint of I-MedSAM's authors if it lies beside it in the same mapping.
+
+        That checkpoint may be as published, its tensors under ``model`` and its optimiser's beside them.
+        Raises: CheckpointError if there is no SAM, or tensors do not fit; MethodError as `load_released`.
+        """
+        inner = weights.get("model", {})
+        tensors = {name: value for name, value in {**weights, **inner}.items() if isinstance(value, Tensor)}
+        if not any(name.startswith("image_encoder.patch_embed") for name in tensors):
+            raise CheckpointError(
+                f"{where}: holds no image encoder of SAM; expected a file such as sam_vit_b_01ec64.pth. "
+                "The checkpoint of I-MedSAM's authors goes beside it: 'sam_vit_b_01ec64.pth+model_best.pth'."
+            )
+        if is_released(tensors):
+            self.encoder.load({k: v for k, v in tensors.items() if ".freq_" not in k}, where=where)
+            self.load_released(tensors, where=where)
+        else:
+            self.load_sam(tensors, where=where)
 
     def load_sam(self, weights: Mapping[str, Tensor], *, where: str) -> None:
         """Load a whole published SAM file, strictly.

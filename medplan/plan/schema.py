@@ -195,7 +195,8 @@ class Training:
     """Numbers that every method has.
 
     Attributes:
-        iterations: optimiser steps over all phases; a method splits them among its phases.
+        iterations: optimiser steps over all phases, which a method splits among its phases; 0 keeps the
+            weights that training would have started from.
         batch_size: samples per step over all ranks; of each kind, where a method draws several kinds.
         lr: base learning rate of the main optimiser.
         weight_decay: of the main optimiser.
@@ -215,9 +216,10 @@ class Training:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "validate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"'{name}' should be at least 1, found {getattr(self, name)}")
+        least = {"iterations": 0, "batch_size": 1, "validate_every": 1, "checkpoint_every": 1}
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise ValueError(f"'{name}' should be at least {number}, found {getattr(self, name)}")
         if self.lr <= 0:
             raise ValueError(f"'lr' should be positive, found {self.lr}")
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["boxes_of_components", "in_slice", "tight_boxes", "whole_image", "widened"]
+__all__ = ["boxes_of_components", "coverage", "in_slice", "tight_boxes", "whole_image", "widened"]
 
 
 def whole_image(shape: tuple[int, int], *, like: Tensor) -> Tensor:
@@ -37,6 +37,17 @@ def widened(box_B4: Tensor, by_B4: Tensor, shape: tuple[int, int]) -> Tensor:
     lower = torch.minimum(lower.clamp_min(0), size - 1)
     upper = torch.maximum(torch.minimum(upper, size), lower + 1)
     return torch.cat([lower, upper], dim=1)
+
+
+def coverage(box_B4: Tensor, cells: tuple[int, int], shape: tuple[int, int]) -> Tensor:
+    """Return (B, *cells): how much of each cell of an image (height, width) the box covers, 0 to 1."""
+    parts = []
+    for axis, (number, size) in enumerate(zip(cells, shape, strict=True)):
+        edges = torch.linspace(0, number, number + 1, device=box_B4.device)
+        limits_B2 = box_B4[:, [1 - axis, 3 - axis]] * (number / size)
+        upper = torch.minimum(edges[1:], limits_B2[:, 1:])
+        parts.append((upper - torch.maximum(edges[:-1], limits_B2[:, :1])).clamp_min(0))
+    return parts[0][:, :, None] * parts[1][:, None, :]
 
 
 def in_slice(

@@ -176,6 +176,8 @@ class Run:
         """Write the record, and the weights as ``best.pt`` where no validation has chosen any."""
         if self.at.best_score is None:
             self._save_best()
+        if self.at.total == 0:
+            self.save()
         self.write_record(status)
 
     def write_record(self, status: Status, *, reason: str = "") -> None:

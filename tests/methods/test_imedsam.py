@@ -238,10 +238,15 @@ def test_released_adapters_load_together_with_sam(monkeypatch):
     plan = tiny_plan("imedsam")
     labels = LabelSpace(names=("polyp",), values=((1,),))
     datasets = (replace(plan.datasets[0], labels=labels),)
-    file = {**sam_file(64), **released_names(4)}
+    sam, adapters = sam_file(64), released_names(4)
+    published = {**sam, "model": adapters, "optimizer": {}, "epoch": 1}
     method, _ = make(datasets=datasets, config={"compat": True, **small})
+    method.load_encoder(published)
+    before = method.network.state_dict()
+    file = {**sam, **adapters}
     method.load_encoder(file)
     state = method.network.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in before.items())
     assert torch.equal(state["encoder.vit.neck.0.weight"], file["image_encoder.neck.0.weight"])
     assert torch.equal(state["encoder.vit.blocks.2.attn.qkv.value_up.weight"], file["w_b_005"])
 

@@ -1,0 +1,86 @@
+"""Pictures from raw data to outlines, by the commands that a user types."""
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from medplan.checkpoint import load
+from medplan.cli import main
+from medplan.methods import imedsam
+from medplan.networks.implicit_sam import released_state
+from tests.networks.test_implicit_sam import released_names, sam_file
+
+SMALL = {"coarse_widths": [16, 12], "fine_widths": [12, 8], "head_width": 6, "num_features": 5}
+DECODER = [argument for key, value in SMALL.items() for argument in ("--set", f"config.{key}={value}")]
+
+
+def make_pictures(root, sizes=((40, 56), (64, 48), (50, 50), (36, 60), (48, 48), (44, 52))):
+    """Green discs on red ground, one per picture."""
+    folder = root / "raw_data" / "Pictures"
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    for number, (height, width) in enumerate(sizes):
+        rows, columns = np.ogrid[:height, :width]
+        disc = (rows - height / 2) ** 2 + (columns - width / 2) ** 2 < 100
+        pixels = np.where(disc[..., None], (10, 160, 10), (150, 10, 10)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / "imagesTr" / f"p{number}_0000.png")
+        Image.fromarray(disc.astype(np.uint8)).save(folder / "labelsTr" / f"p{number}.png")
+    description = {
+        "channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "disc": 1},
+        "numTraining": len(sizes), "file_ending": ".png",
+    }  # fmt: skip
+    (folder / "dataset.json").write_text(json.dumps(description))
+    return folder
+
+
+@pytest.fixture
+def plan(tmp_path):
+    make_pictures(tmp_path)
+    where = ["-d", "Pictures", "-m", "imedsam", "--workspace", str(tmp_path)]
+    small = ["--encoder", "tiny", "--patch-size", "32", "32", "--batch-size", "2", "--gpu-memory", "2"]
+    return ["plan_and_preprocess", *where, *small, *DECODER], where
+
+
+@pytest.mark.slow
+def test_released_adapters_become_a_model_without_a_step(plan, tmp_path, monkeypatch):
+    command, where = plan
+    monkeypatch.setitem(imedsam.PUBLISHED, "tiny", "sam_tiny.pth")
+    monkeypatch.setenv("MEDPLAN_WEIGHTS", str(tmp_path))
+    adapters = released_names(4)
+    torch.save(sam_file(64), tmp_path / "sam_tiny.pth")
+    torch.save({"model": adapters, "optimizer": {}, "epoch": 9}, tmp_path / "model_best.pth")
+    weights = ["--encoder-weights", "sam_tiny.pth+model_best.pth", "--set", "config.compat=true"]
+    assert main([*command, *weights]) == 0
+    assert main(["train", *where, "--iters", "0", "--device", "cpu"]) == 0
+    run = tmp_path / "results" / "Pictures" / "imedsam" / "default"
+    state = load(run / "fold_0" / "best.pt")["weights"]
+    for name, value in released_state(adapters).items():
+        assert torch.equal(state[f"network.{name}"], value), name
+    pictures = tmp_path / "raw_data" / "Pictures" / "imagesTr"
+    assert main(["predict", *where, "-i", str(pictures), "-o", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert len(list((tmp_path / "out").glob("p*.png"))) == 6
+
+
+@pytest.mark.slow
+def test_the_report_draws_outlines_on_the_colours_of_a_picture(plan, tmp_path):
+    command, where = plan
+    assert main([*command, "--encoder-weights", "none", "--iters", "2"]) == 0
+    assert main(["train", *where, "--device", "cpu"]) == 0
+    assert main(["report", *where]) == 0
+    page = next((tmp_path / "results").rglob("report.html")).read_text()
+    shown = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    assert shown, "every validation case has its picture"
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[0])))).astype(int)
+    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+    for name, here in (
+        ("ground", (red > 120) & (green < 40) & (blue < 40)),
+        ("disc", (green > 130) & (red < 40) & (blue < 40)),
+        ("outline of the reference", (blue > 180) & (green > 140) & (red < 140)),
+    ):
+        assert here.sum() > 50, name
