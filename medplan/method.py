@@ -139,7 +139,7 @@ class Proposal:
     encoder_weights: Mapping[str, str] = field(default_factory=dict)
     iterations: int = 25_000
     batch_size: int | None = None
-    lr: float = 0.01
+    lr: float = 1e-3
     weight_decay: float = 3e-5
     patch_size: tuple[int, int, int] | None = None
     spacing_mm: tuple[float, float, float] | None = None

@@ -132,9 +132,17 @@ def test_the_state_is_the_network_alone() -> None:
 
 def test_phases_follow_the_plan() -> None:
     (phase,) = METHOD(make_plan()).phases()
-    assert (phase.num_steps, phase.batch_size, phase.schedule(0.0)) == (30, 2, 1.0)
-    assert phase.schedule(0.5) == pytest.approx(0.5**0.9)
+    assert (phase.num_steps, phase.batch_size) == (30, 2)
+    assert phase.schedule(0.0) < 1e-3 and phase.schedule(0.5) == pytest.approx(0.5**0.9)
     (group,) = METHOD(make_plan()).optimizers("train")["main"].param_groups
+    assert (group["lr"], group["weight_decay"]) == (0.01, 0.0)
+
+
+def test_nnunets_recipe_is_at_hand() -> None:
+    method = METHOD(make_plan(optimizer="sgd", warmup=0))
+    (phase,) = method.phases()
+    assert phase.schedule(0.0) == 1.0
+    (group,) = method.optimizers("train")["main"].param_groups
     assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (
         0.01,
         0.99,
@@ -143,8 +151,8 @@ def test_phases_follow_the_plan() -> None:
     )
 
 
-def test_defaults_are_nnunets() -> None:
-    assert Config() == Config(momentum=0.99, oversample=1 / 3, deep_supervision=True)
+def test_other_defaults_are_nnunets() -> None:
+    assert Config() == Config(momentum=0.99, oversample=1 / 3, deep_supervision=True, batch_dice=None)
 
 
 def test_a_plan_it_cannot_use_is_refused() -> None:
