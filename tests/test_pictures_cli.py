@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +20,13 @@ from tests.networks.test_implicit_sam import released_names, sam_file
 
 SMALL = {"coarse_widths": [16, 12], "fine_widths": [12, 8], "head_width": 6, "num_features": 5}
 DECODER = [argument for key, value in SMALL.items() for argument in ("--set", f"config.{key}={value}")]
+
+MEASURED = """
+import resource, sys
+from medplan.cli import main
+assert main(sys.argv[1:]) == 0
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+"""
 
 
 def make_pictures(root, sizes=((40, 56), (64, 48), (50, 50), (36, 60), (48, 48), (44, 52))):
@@ -84,3 +93,27 @@ def test_the_report_draws_outlines_on_the_colours_of_a_picture(plan, tmp_path):
         ("outline of the reference", (blue > 180) & (green > 140) & (red < 140)),
     ):
         assert here.sum() > 50, name
+
+
+@pytest.mark.slow
+def test_a_picture_of_twelve_megapixels_takes_less_than_4_gb_in_all(plan, tmp_path):
+    command, where = plan
+    assert main([*command, "--encoder-weights", "none"]) == 0
+    assert main(["train", *where, "--iters", "0", "--device", "cpu"]) == 0
+    (tmp_path / "in").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((4000, 3000)).save(tmp_path / "in" / "wide.png")
+    boxes = {"wide": [[100, 200, 3000, 2000], [2000, 1500, 3900, 2950]]}
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    given = [
+        "-i",
+        str(tmp_path / "in"),
+        "-o",
+        str(tmp_path / "out"),
+        "--prompts",
+        str(tmp_path / "boxes.json"),
+    ]
+    command = [sys.executable, "-c", MEASURED, "predict", *where, *given, "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert Image.open(tmp_path / "out" / "wide.png").size == (4000, 3000)
+    assert int(done.stdout.split("peak")[1]) < 3e9

@@ -52,17 +52,17 @@ class PromptedAnswers:
             corner: of the slice in its case (z, y, x).
         """
         depth = depth_of(min(max(corner[0], 0), case.shape[0] - 1), case.shape[0])
-        fields = []
-        for number in range(len(self.names)):
+        first = int(self.is_exclusive)
+        field_KYX = torch.full((first + len(self.names), *shape), NOTHING, device=embedding_1Chw.device)
+        field_KYX[:first] = 0
+        for number, field_YX in enumerate(field_KYX[first:]):
             box_N4 = self.given(case, number, corner, like=embedding_1Chw)
             if box_N4 is None:
                 box_N4 = self.found(embedding_1Chw, number, depth, case.prompts.get("mode", "auto"))
-            field = torch.full(shape, NOTHING, device=embedding_1Chw.device)
             for box_4 in box_N4:
-                answer = self.answer(embedding_1Chw, box_4, number, shape, depth)
-                field = torch.maximum(field, answer.float())
-            fields.append(field)
-        return torch.stack([torch.zeros_like(fields[0]), *fields] if self.is_exclusive else fields)
+                answer_YX = self.answer(embedding_1Chw, box_4, number, shape, depth)
+                torch.maximum(field_YX, answer_YX.float(), out=field_YX)
+        return field_KYX
 
     def given(self, case: Case, number: int, corner: tuple[int, int, int], *, like: Tensor) -> Tensor | None:
         """Return the boxes (N, 4) of a class in a slice, None if none were given for it in the whole case."""

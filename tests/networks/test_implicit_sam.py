@@ -19,7 +19,7 @@ from medplan.networks.sam import OUTPUT_CHANNELS, SAM_VARIANTS, build_sam_image_
 SIDE = 32
 
 
-def build(*, compat=False, side=SIDE, classes=1, **changes):
+def build(*, compat=False, side=SIDE, classes=1, box_as_mask=False, **changes):
     torch.manual_seed(0)
     decoder = ImplicitDecoder(
         classes,
@@ -30,7 +30,8 @@ def build(*, compat=False, side=SIDE, classes=1, **changes):
         head_width=6,
         num_features=5,
     )
-    return ImplicitSam(AdaptedEncoder("tiny", side, compat=compat, **changes), decoder).eval()
+    encoder = AdaptedEncoder("tiny", side, compat=compat, **changes)
+    return ImplicitSam(encoder, decoder, box_as_mask=box_as_mask).eval()
 
 
 def sam_file(side):
@@ -79,8 +80,9 @@ def test_only_adapters_prompts_upscaling_and_decoder_are_trained_beside_publishe
     assert {name.split(".")[0] for name in names} == {"encoder", "prompt_encoder", "mask_decoder", "decoder"}
 
 
-def test_without_published_weights_every_parameter_that_matters_is_trained():
-    network = build()
+@pytest.mark.parametrize("box_as_mask", [False, True])
+def test_without_published_weights_every_parameter_that_matters_is_trained(box_as_mask):
+    network = build(box_as_mask=box_as_mask)
     used = {id(p) for p in network.used_parameters()}
     embedding = network.encoder(torch.rand(1, 3, SIDE, SIDE))
     field = network.upscaled(embedding, torch.tensor([[2.0, 3.0, 20.0, 18.0]]))

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from medplan.samples.box_prompts import boxes_of_components, in_slice, tight_boxes, whole_image, widened
+from medplan.samples.box_prompts import (
+    boxes_of_components,
+    coverage,
+    in_slice,
+    tight_boxes,
+    whole_image,
+    widened,
+)
 from medplan.samples.cases import Case
 from medplan.samples.prompted import Prompted, depth_of, masks_of
 from medplan.samples.spatial import Spatial
@@ -52,6 +59,17 @@ def test_components_give_their_boxes_the_largest_first_and_crumbs_none():
 
 def test_the_whole_image_is_a_box():
     assert whole_image((10, 12), like=torch.zeros(1)).tolist() == [0, 0, 12, 10]
+
+
+def test_a_box_covers_its_own_area_cell_by_cell():
+    boxes = torch.tensor([[3.0, 2.0, 9.0, 5.0], [0.0, 0.0, 12.0, 10.0], [0.5, 0.25, 1.0, 1.0]])
+    covered = coverage(boxes, (5, 4), (10, 12))
+    assert covered.shape == (3, 5, 4) and covered.amin() >= 0 and covered.amax() <= 1
+    assert torch.allclose(covered.sum((1, 2)) * 6, torch.tensor([18.0, 120.0, 0.375]))
+    assert torch.equal(covered[1], torch.ones(5, 4))
+    assert covered[0].tolist() == [
+        [0, 0, 0, 0], [0, 1, 1, 0], [0, 0.5, 0.5, 0], [0, 0, 0, 0], [0, 0, 0, 0]
+    ]  # fmt: skip
 
 
 def test_masks_are_those_of_each_slice_s_class():
