@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from medplan import __version__
+from medplan import __version__, flags
 from medplan.errors import MedplanError, UsageError, did_you_mean
 
 __all__ = ["build_parser", "main"]
@@ -68,20 +68,25 @@ def build_parser() -> argparse.ArgumentParser:
 
     def verb(name: str, module: str, summary: str, *groups: Callable[[argparse.ArgumentParser], None]) -> Any:
         added = verbs.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        for group in (*groups, _everywhere):
+        for group in (*groups, flags.everywhere):
             group(added)
         added.set_defaults(run_verb=_lazy(module, name))
         return added
 
-    convert = verb("convert", "data", "Turn a data set as published into a raw dataset.", _workspace)
+    convert = verb("convert", "data", "Turn a data set as published into a raw dataset.", flags.workspace)
     convert.add_argument("name", help="converter; 'medplan datasets' lists them")
     convert.add_argument("--source", type=Path, required=True, help="folder of the data set as published")
     convert.add_argument("--target", type=Path, help="raw dataset to write (default raw_data/<name>)")
 
-    verb("datasets", "data", "List the converters and the datasets of the workspace.", _workspace)
+    verb("datasets", "data", "List the converters and the datasets of the workspace.", flags.workspace)
 
     fingerprint = verb(
-        "fingerprint", "data", "Measure a dataset and check it.", _datasets, _workers, _workspace
+        "fingerprint",
+        "data",
+        "Measure a dataset and check it.",
+        flags.datasets,
+        flags.workers,
+        flags.workspace,
     )
     fingerprint.add_argument(
         "--check", action="store_true", help="report every problem of the files, write nothing"
@@ -94,32 +99,37 @@ def build_parser() -> argparse.ArgumentParser:
         "plan",
         "planning",
         "Decide everything for one method or for all that fit.",
-        _datasets,
-        _method,
-        _planning,
+        flags.datasets,
+        flags.method,
+        flags.planning,
     )
     verb(
         "preprocess",
         "planning",
         "Prepare the cases as the plans say.",
-        _datasets,
-        _method,
-        _workers,
-        _workspace,
+        flags.datasets,
+        flags.method,
+        flags.workers,
+        flags.workspace,
     )
     verb(
         "plan_and_preprocess", "planning", "fingerprint, plan and preprocess.",
-        _datasets, _method, _planning, _workers,
+        flags.datasets, flags.method, flags.planning, flags.workers,
     )  # fmt: skip
     verb("methods", "planning", "List the methods.")
 
-    train = verb("train", "training", "Train a method.", _dataset, _workers, _device, _workspace)
+    train = verb(
+        "train", "training", "Train a method.", flags.dataset, flags.workers, flags.device, flags.workspace
+    )
     train.add_argument("-m", "--method", help="method (default: the recommended one)")
     train.add_argument(
         "--fold", default="0", help="number, or 'all' to learn from every labelled case (default 0)"
     )
     train.add_argument("--run", default="default", help="name of this run (default 'default')")
-    _numbers(train)
+    train.add_argument(
+        "--minutes", type=float, metavar="N", help="as many iterations as take so long here, timed first"
+    )
+    flags.numbers(train)
     train.add_argument("--restart", action="store_true", help="begin anew instead of resuming")
     train.add_argument(
         "--from", dest="start_from", type=Path, metavar="RUN", help="start from this run's weights"
@@ -133,12 +143,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="also log there",
     )
 
-    predict = verb("predict", "prediction", "Segment images.", _device, _workspace)
+    predict = verb("predict", "prediction", "Segment images.", flags.device, flags.workspace)
     predict.add_argument(
         "-i", "--input", type=Path, required=True, help="image, folder of images or DICOM folder"
     )
     predict.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
-    _model(predict)
+    flags.model(predict)
     predict.add_argument(
         "--step", type=float, default=0.5, help="window step as a share of the patch (default 0.5)"
     )
@@ -176,7 +186,9 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--dataset-labels", metavar="NAME", help="whose classes, of several datasets")
     predict.add_argument("--modality", help="of the images, or 'unknown'; for methods that are told it")
 
-    evaluate = verb("evaluate", "evaluation", "Compare predictions with references.", _workers, _workspace)
+    evaluate = verb(
+        "evaluate", "evaluation", "Compare predictions with references.", flags.workers, flags.workspace
+    )
     evaluate.add_argument("-i", "--input", type=Path, required=True, help="folder of predictions")
     evaluate.add_argument("-r", "--reference", type=Path, required=True, help="folder of reference labels")
     evaluate.add_argument(
@@ -193,8 +205,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--allow-missing", action="store_true", help="references without prediction are left out"
     )
 
-    report = verb("report", "evaluation", "Write one HTML page about a run.", _workspace)
-    _model(report)
+    report = verb("report", "evaluation", "Write one HTML page about a run.", flags.workspace)
+    flags.model(report)
     report.add_argument(
         "-i", "--input", type=Path, help="folder that 'evaluate' wrote to (default: the run's validation)"
     )
@@ -203,14 +215,14 @@ def build_parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, help="file to write (default report.html in the run's folder)"
     )
 
-    export = verb("export", "prediction", "Pack a trained model into one zip.", _workspace)
-    _model(export)
+    export = verb("export", "prediction", "Pack a trained model into one zip.", flags.workspace)
+    flags.model(export)
     export.add_argument("-o", "--output", type=Path, required=True, help="zip file to write")
 
-    install = verb("install", "prediction", "Unpack a model that 'export' packed.", _workspace)
+    install = verb("install", "prediction", "Unpack a model that 'export' packed.", flags.workspace)
     install.add_argument("archive", type=Path, help="zip file")
 
-    demo = verb("demo", "demo", "Run everything on a small brain dataset.", _device)
+    demo = verb("demo", "demo", "Run everything on a small brain dataset.", flags.device)
     demo.add_argument(
         "--folder", type=Path, default=Path("medplan_demo"), help="workspace to make (default %(default)s)"
     )
@@ -223,113 +235,9 @@ def build_parser() -> argparse.ArgumentParser:
         "info",
         "info",
         "Show versions, devices, free memory and disk, and where weights are looked for.",
-        _workspace,
+        flags.workspace,
     )
     return parser
-
-
-def _everywhere(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--verbose", action="store_true", help="say more")
-
-
-def _workspace(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--workspace",
-        type=Path,
-        help="folder with raw_data/, plans/, ... (default $MEDPLAN_WORKSPACE, else here)",
-    )
-
-
-def _dataset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-d", "--dataset", required=True, help="dataset or plan name, e.g. OASIS or Dataset027_ACDC"
-    )
-
-
-def _datasets(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-d",
-        "--datasets",
-        nargs="+",
-        required=True,
-        metavar="DATASET",
-        help="e.g. OASIS, Dataset027_ACDC or 27",
-    )
-
-
-def _method(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-m", "--method", help="method (default: all that fit)")
-
-
-def _workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int, help="parallel workers (default: as cores and memory allow)")
-
-
-def _device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
-
-
-def _model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, metavar="DIR|ZIP", help="run folder or exported zip")
-    parser.add_argument(
-        "-d", "--dataset", help="dataset the model was trained on (default: the last finished run)"
-    )
-    parser.add_argument("-m", "--method", help="its method")
-    parser.add_argument("--run", help="its run")
-    parser.add_argument(
-        "--folds", nargs="+", metavar="FOLD", help="folds to use (default: all that are there)"
-    )
-    parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default best")
-
-
-def _numbers(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that change a plan's numbers; together with `_planning` the fields of `Overrides`."""
-    add = parser.add_argument
-    add("--iters", dest="iterations", type=int, metavar="N", help="training iterations in all")
-    add("--batch-size", type=int, metavar="N", help="samples per step")
-    add("--patch-size", type=int, nargs="+", metavar="N", help="z y x, or y x for slices")
-    add("--lr", type=float, help="base learning rate")
-    add("--seed", type=int, help="of everything random")
-    add(
-        "--set",
-        dest="settings",
-        action="append",
-        metavar="KEY=VALUE",
-        help="any entry of the plan; repeatable",
-    )
-
-
-def _planning(parser: argparse.ArgumentParser) -> None:
-    _numbers(parser)
-    _workspace(parser)
-    add = parser.add_argument
-    add("--name", help="name of the plan of several datasets")
-    add("--spacing", type=float, nargs="+", metavar="MM", help="target spacing: z y x, or one number")
-    add("--dims", type=int, choices=[2, 3], help="slices or volumes")
-    add("--gpu-memory", type=float, metavar="GB", help="memory to fill (default: what is there, else 24)")
-    add("--encoder", help="one of the method's encoders")
-    add("--encoder-weights", metavar="FILE", help="weights to start the encoder from, or 'none'")
-    add("--labelled", metavar="N|P%%", help="use the labels of only so many training cases")
-    add("--labelled-cases", nargs="+", metavar="CASE", help="use the labels of these training cases only")
-    add("--source-domain", metavar="DOMAIN", help="learn with the labels of this domain ...")
-    add("--target-domain", metavar="DOMAIN", help="... for this one, whose labels are not read")
-    add("--leave-out-domain", metavar="DOMAIN", help="keep this domain for testing")
-    add("--split", metavar="NAME", help="a published split of dataset.json, or 'none' to draw folds")
-    add("--novel", nargs="+", metavar="CLASS", help="classes kept out of training, to be shown by an example")
-    add(
-        "--label-groups",
-        type=_label_groups,
-        metavar="PRESET|JSON",
-        help="learn groups of the dataset's labels: oasis14, abide_ppmi14, miccai2012, or a file",
-    )
-    add("--align", action=argparse.BooleanOptionalAction, help="align cases to the atlas, or not")
-    add("--pretrain-on", nargs="+", metavar="DATASET", help="also learn from the images of these")
-
-
-def _label_groups(text: str) -> dict[str, tuple[int, ...]]:
-    from medplan.plan.label_groups import read_label_groups
-
-    return read_label_groups(text)
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:

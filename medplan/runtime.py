@@ -125,6 +125,13 @@ class Runtime:
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    def wait(self) -> None:
+        """Return when the device has done what it was given, for timing."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
     def peak_bytes(self) -> int:
         """Return the most device memory held so far (on the CPU: the resident size of the process)."""
         if self.device.type == "cuda":

@@ -86,10 +86,22 @@ def test_training_again_changes_nothing(space: Path) -> None:
     assert (run / "last.pt").read_bytes() == before
 
 
+def test_minutes_are_timed_once_and_kept_when_it_goes_on(space: Path) -> None:
+    train = ["train", "-d", "Phantom", "-m", "supervised", "--run", "timed", "--minutes", "0.05"]
+    run = space / "results" / "Phantom" / "supervised" / "timed" / "fold_0"
+    plans = []
+    for _ in range(2):
+        medplan(*train, "--device", "cpu", "--workers", "0", "--workspace", space)
+        plans.append((run / "plan.json").read_text())
+    assert plans[0] == plans[1]
+    assert json.loads(plans[0])["training"]["iterations"] != 25_000
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
         (["train", "-d", "Phantom", "-m", "supervised", "--fold", "9"], "no fold 9"),
+        (["train", "-d", "Phantom", "--minutes", "5", "--iters", "9"], "without --iters"),
         (["train", "-d", "Phantom", "-m", "supervized"], "did you mean 'supervised'"),
         (
             ["train", "-d", "Phantom", "-m", "supervised", "--set", "training.lrr=1"],

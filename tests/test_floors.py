@@ -15,7 +15,7 @@ FLOORS = [
     {"plan", "preprocess", "samples", "networks", "learning", "method", "checkpoint"},
     {"methods", "predict", "evaluate", "registry"},
     {"train"},
-    {"commands", "cli"},
+    {"commands", "cli", "flags"},
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

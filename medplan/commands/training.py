@@ -1,6 +1,7 @@
 """The verb train."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ def train(
     method: str | None,
     fold: str,
     run: str,
+    minutes: float | None,
     overrides: "Overrides",
     restart: bool,
     start_from: Path | None,
@@ -35,19 +37,27 @@ def train(
     """Train a method, or go on where the run stopped, and evaluate it on the validation cases."""
     from medplan.predict.folder import keep_for_prediction
     from medplan.runtime import Runtime
+    from medplan.train.budget import lasting
     from medplan.train.final import evaluate_run
     from medplan.train.loop import train as run_loop
     from medplan.train.validate import make_validator
 
+    if minutes is not None and (minutes <= 0 or overrides.iterations is not None):
+        raise UsageError("--minutes should be a positive number, and given without --iters.")
     space = Workspace.open(workspace)
     runtime = Runtime.choose(device)
     plan = _with_numbers(_find_plan(space, dataset, method), overrides)
     chosen = read_fold(fold)
     folder = space.run_folder(plan.name, plan.method, run) / f"fold_{chosen}"
     resume = not restart and (folder / "last.pt").is_file()
+    if minutes is not None and resume:
+        plan = _as_long_as(folder / "plan.json", plan)
     trained = _build(plan, start_from, resume=resume)
     cases = _preprocessed_folders(space, plan)
     store = _open_store(space, plan, chosen, cases, runtime=runtime, workers=workers)
+    if minutes is not None and not resume:
+        plan = lasting(minutes, plan, type(trained), store, runtime=runtime, workers=workers)
+        trained = _build(plan, start_from, resume=False)
     if runtime.is_main:
         keep_for_prediction(store, cases, folder)
         print(f"{'Resuming' if resume else 'Training'} {plan.method} on {plan.name}: {folder}", flush=True)
@@ -100,6 +110,16 @@ def _with_numbers(plan: "Plan", overrides: "Overrides") -> "Plan":
     }
     settings = {key: value for key, value in numbers.items() if value is not None}
     return apply_settings(plan, {**settings, **overrides.settings}, registry.find(plan.method).Config)
+
+
+def _as_long_as(earlier: Path, plan: "Plan") -> "Plan":
+    """Return the plan with the length of training that a run has been given before."""
+    from medplan.plan.schema import Plan
+    from medplan.records import read_json
+
+    training = read_json(Plan, earlier).training
+    length = {"iterations": training.iterations, "validate_every": training.validate_every}
+    return replace(plan, training=replace(plan.training, **length))
 
 
 def read_fold(text: str) -> "Fold":

@@ -25,7 +25,7 @@ from medplan.train.run import Run, Validate
 from medplan.train.run_folder import Signals, Status, hold
 from medplan.train.update import GradientUpdate
 
-__all__ = ["train"]
+__all__ = ["take_step", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def _train_phase(run: Run, store: CaseStore, *, workers: int, signals: Signals) 
         progress = Progress(phase=phase.name, step=at.step, num_steps=phase.num_steps)
         torch.manual_seed(fold_in(training.seed, phase.name, at.step, runtime.rank))
         update.begin(progress, batch["case"])
-        means.add(_step(run.method, batch, phase, update, progress, runtime))
+        means.add(take_step(run.method, batch, phase, update, progress, runtime))
         run.share_buffers()
         at.step, at.total = at.step + 1, at.total + 1
         is_last = at.step == phase.num_steps
@@ -139,9 +139,10 @@ def _train_phase(run: Run, store: CaseStore, *, workers: int, signals: Signals) 
     return stop
 
 
-def _step(
+def take_step(
     method: Method, batch: Batch, phase: Phase, update: GradientUpdate, at: Progress, runtime: Runtime
 ) -> dict[str, Tensor]:
+    """Bring a batch to the device, augment it and let the method learn from it; return what it logs."""
     batch = to_device(batch, runtime.device)
     if phase.augment is not None:
         with torch.no_grad():

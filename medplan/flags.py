@@ -1,0 +1,130 @@
+"""Flags that several verbs take, in groups; names of the flags are those of the parameters."""
+
+import argparse
+from pathlib import Path
+
+__all__ = [
+    "dataset",
+    "datasets",
+    "device",
+    "everywhere",
+    "method",
+    "model",
+    "numbers",
+    "planning",
+    "workers",
+    "workspace",
+]
+
+
+def everywhere(parser: argparse.ArgumentParser) -> None:
+    """Add what every verb takes."""
+    parser.add_argument("--verbose", action="store_true", help="say more")
+
+
+def workspace(parser: argparse.ArgumentParser) -> None:
+    """Add where the files are."""
+    parser.add_argument(
+        "--workspace",
+        type=Path,
+        help="folder with raw_data/, plans/, ... (default $MEDPLAN_WORKSPACE, else here)",
+    )
+
+
+def dataset(parser: argparse.ArgumentParser) -> None:
+    """Add one dataset or plan."""
+    parser.add_argument(
+        "-d", "--dataset", required=True, help="dataset or plan name, e.g. OASIS or Dataset027_ACDC"
+    )
+
+
+def datasets(parser: argparse.ArgumentParser) -> None:
+    """Add one dataset or several."""
+    parser.add_argument(
+        "-d",
+        "--datasets",
+        nargs="+",
+        required=True,
+        metavar="DATASET",
+        help="e.g. OASIS, Dataset027_ACDC or 27",
+    )
+
+
+def method(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of a method."""
+    parser.add_argument("-m", "--method", help="method (default: all that fit)")
+
+
+def workers(parser: argparse.ArgumentParser) -> None:
+    """Add the number of workers."""
+    parser.add_argument("--workers", type=int, help="parallel workers (default: as cores and memory allow)")
+
+
+def device(parser: argparse.ArgumentParser) -> None:
+    """Add the device."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
+
+
+def model(parser: argparse.ArgumentParser) -> None:
+    """Add the ways of naming a trained model."""
+    parser.add_argument("--model", type=Path, metavar="DIR|ZIP", help="run folder or exported zip")
+    parser.add_argument(
+        "-d", "--dataset", help="dataset the model was trained on (default: the last finished run)"
+    )
+    parser.add_argument("-m", "--method", help="its method")
+    parser.add_argument("--run", help="its run")
+    parser.add_argument(
+        "--folds", nargs="+", metavar="FOLD", help="folds to use (default: all that are there)"
+    )
+    parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default best")
+
+
+def numbers(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that change a plan's numbers; together with `planning` the fields of `Overrides`."""
+    add = parser.add_argument
+    add("--iters", dest="iterations", type=int, metavar="N", help="training iterations in all")
+    add("--batch-size", type=int, metavar="N", help="samples per step")
+    add("--patch-size", type=int, nargs="+", metavar="N", help="z y x, or y x for slices")
+    add("--lr", type=float, help="base learning rate")
+    add("--seed", type=int, help="of everything random")
+    add(
+        "--set",
+        dest="settings",
+        action="append",
+        metavar="KEY=VALUE",
+        help="any entry of the plan; repeatable",
+    )
+
+
+def planning(parser: argparse.ArgumentParser) -> None:
+    """Add what a user may decide in the planner's place."""
+    numbers(parser)
+    workspace(parser)
+    add = parser.add_argument
+    add("--name", help="name of the plan of several datasets")
+    add("--spacing", type=float, nargs="+", metavar="MM", help="target spacing: z y x, or one number")
+    add("--dims", type=int, choices=[2, 3], help="slices or volumes")
+    add("--gpu-memory", type=float, metavar="GB", help="memory to fill (default: what is there, else 24)")
+    add("--encoder", help="one of the method's encoders")
+    add("--encoder-weights", metavar="FILE", help="weights to start the encoder from, or 'none'")
+    add("--labelled", metavar="N|P%%", help="use the labels of only so many training cases")
+    add("--labelled-cases", nargs="+", metavar="CASE", help="use the labels of these training cases only")
+    add("--source-domain", metavar="DOMAIN", help="learn with the labels of this domain ...")
+    add("--target-domain", metavar="DOMAIN", help="... for this one, whose labels are not read")
+    add("--leave-out-domain", metavar="DOMAIN", help="keep this domain for testing")
+    add("--split", metavar="NAME", help="a published split of dataset.json, or 'none' to draw folds")
+    add("--novel", nargs="+", metavar="CLASS", help="classes kept out of training, to be shown by an example")
+    add(
+        "--label-groups",
+        type=_label_groups,
+        metavar="PRESET|JSON",
+        help="learn groups of the dataset's labels: oasis14, abide_ppmi14, miccai2012, or a file",
+    )
+    add("--align", action=argparse.BooleanOptionalAction, help="align cases to the atlas, or not")
+    add("--pretrain-on", nargs="+", metavar="DATASET", help="also learn from the images of these")
+
+
+def _label_groups(text: str) -> dict[str, tuple[int, ...]]:
+    from medplan.plan.label_groups import read_label_groups
+
+    return read_label_groups(text)

@@ -1,0 +1,99 @@
+"""How many iterations fit into the time that a user has."""
+
+import logging
+import time
+from dataclasses import replace
+
+import torch
+
+from medplan.errors import PlanError
+from medplan.method import Method, Phase, Progress
+from medplan.plan.schema import Plan
+from medplan.randomness import fold_in
+from medplan.runtime import Runtime
+from medplan.samples.cases import CaseStore
+from medplan.train.loader import batches, default_workers
+from medplan.train.loop import take_step
+from medplan.train.update import GradientUpdate
+
+__all__ = ["lasting"]
+
+logger = logging.getLogger(__name__)
+
+WARM_UP_STEPS = 3
+FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Where in a phase steps are timed: what a step does may change in its course."""
+
+
+def lasting(
+    minutes: float,
+    plan: Plan,
+    method_class: type[Method],
+    store: CaseStore,
+    *,
+    runtime: Runtime,
+    workers: int | None = None,
+) -> Plan:
+    """Return the plan with as many iterations as take so many minutes on this machine.
+
+    A method that is thrown away afterwards takes a few steps of each phase, which is part of the minutes.
+    Validation is not: it comes on top, five times.
+
+    Raises: PlanError if the time is too short to learn anything.
+    """
+    start = time.monotonic()
+    workers = default_workers(runtime) if workers is None else workers
+    method = method_class(plan).to(runtime.device)
+    phases = [phase for phase in method.phases() if phase.num_steps]
+    costs = {
+        phase.name: _seconds_per_step(
+            method, phase, store, seed=plan.training.seed, runtime=runtime, workers=workers
+        )
+        for phase in phases
+    }
+    seconds = minutes * 60 - (time.monotonic() - start)
+    iterations = int(seconds / _mean_cost(method_class, plan, costs))
+    if iterations < 10 * len(phases):
+        raise PlanError(
+            f"--minutes {minutes:g}: a step takes {max(costs.values()):.2g} s here, so that hardly anything "
+            "would be learnt; give more minutes, or a smaller --patch-size or --batch-size."
+        )
+    # Phases of a fixed length weigh more in a short training: the mean is that of the length found first.
+    mean = _mean_cost(method_class, _with_iterations(plan, iterations), costs)
+    iterations = -runtime.any(-max(1, int(seconds / mean)))
+    logger.info("%d iterations fit into %g minutes, at %.2g s each.", iterations, minutes, mean)
+    return _with_iterations(plan, iterations)
+
+
+def _seconds_per_step(
+    method: Method, phase: Phase, store: CaseStore, *, seed: int, runtime: Runtime, workers: int
+) -> float:
+    """Return the mean over the course of a phase, loading included."""
+    update = GradientUpdate(method.optimizers(phase.name), phase=phase, runtime=runtime)
+    fractions = FRACTIONS[:1] * WARM_UP_STEPS + FRACTIONS
+    few = replace(phase, num_steps=len(fractions))
+    method.train()
+    start = time.monotonic()
+    for number, batch in enumerate(batches(store, few, seed=seed, runtime=runtime, workers=workers)):
+        if number == WARM_UP_STEPS:
+            runtime.wait()
+            start = time.monotonic()
+        step = int(fractions[number] * phase.num_steps)
+        at = Progress(phase=phase.name, step=step, num_steps=phase.num_steps)
+        torch.manual_seed(fold_in(seed, "budget", phase.name, number, runtime.rank))
+        update.begin(at, batch["case"])
+        take_step(method, batch, phase, update, at, runtime)
+    runtime.wait()
+    return (time.monotonic() - start) / len(FRACTIONS)
+
+
+def _mean_cost(method_class: type[Method], plan: Plan, costs: dict[str, float]) -> float:
+    """Return the mean seconds of a step over all phases of the plan."""
+    with torch.device("meta"):
+        steps = {phase.name: phase.num_steps for phase in method_class(plan).phases()}
+    return sum(costs.get(name, 0.0) * number for name, number in steps.items()) / sum(steps.values())
+
+
+def _with_iterations(plan: Plan, iterations: int) -> Plan:
+    every = max(1, iterations // 5)
+    return replace(plan, training=replace(plan.training, iterations=iterations, validate_every=every))

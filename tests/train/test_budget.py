@@ -1,0 +1,63 @@
+"""As many iterations as the minutes allow, on a clock that only steps move."""
+
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from medplan.errors import PlanError
+from medplan.method import Batch, Progress, Update
+from medplan.runtime import Runtime
+from medplan.train import budget
+from tests.train.toy import Toy, toy_plan, toy_store
+
+CPU = Runtime(device=torch.device("cpu"))
+
+
+class Clocked(Toy):
+    """A step of the first phase takes 2 s, one of the second 0.5 s, and twice that in its second half."""
+
+    now: ClassVar[float] = 0.0
+
+    @classmethod
+    def seconds(cls, at: Progress) -> float:
+        if at.phase == "first":
+            return 2.0
+        return 0.5 if at.fraction < 0.5 else 1.0
+
+    def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
+        Clocked.now += self.seconds(at)
+        return super().training_step(batch, update, at)
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clocked.now = 0.0
+    monkeypatch.setattr(budget.time, "monotonic", lambda: Clocked.now)
+
+
+@pytest.mark.parametrize("minutes", [3.0, 30.0])
+def test_timing_and_training_together_take_the_minutes(minutes: float) -> None:
+    plan = toy_plan(iterations=900)
+    found = budget.lasting(minutes, plan, Clocked, toy_store(plan), runtime=CPU, workers=0)
+    training = sum(
+        Clocked.seconds(Progress(phase=phase.name, step=step, num_steps=phase.num_steps))
+        for phase in Clocked(found).phases()
+        for step in range(phase.num_steps)
+    )
+    assert Clocked.now > 0
+    # Two of the five timed steps lie in the first half of a phase, and one in its middle.
+    assert (Clocked.now + training) / (60 * minutes) == pytest.approx(1.0, abs=0.04)
+
+
+def test_it_is_validated_five_times() -> None:
+    plan = toy_plan(iterations=900)
+    found = budget.lasting(30.0, plan, Clocked, toy_store(plan), runtime=CPU, workers=0).training
+    assert found.iterations // found.validate_every == 5
+
+
+def test_too_little_time_is_refused() -> None:
+    plan = toy_plan(iterations=900)
+    with pytest.raises(PlanError, match="a step takes 2 s here"):
+        budget.lasting(0.5, plan, Clocked, toy_store(plan), runtime=CPU, workers=0)
