@@ -67,8 +67,14 @@ def make_plans(
     from medplan.runtime import device_memory
 
     classes = {name: registry.find(name) for name in ([method] if method else registry.names())}
-    rows = recommend(facts, classes, overrides, device_memory())
+    memory = device_memory()
+    rows = recommend(facts, classes, overrides, memory)
     print(format_table(rows))
+    if memory is None:
+        print(
+            "There is no GPU here, and a processor is some hundred times slower: '--gpu-memory 1' plans small "
+            "patches, 'medplan train --minutes N' a training of that length."
+        )
     plans = [row.plan for row in rows if row.plan is not None]
     if not plans:
         raise PlanError(f"No method fits: {' '.join(f'{row.method}: {row.reason}.' for row in rows)}")
