@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="PNG file for a picture of the first case")
     options = parser.parse_args()
     model = Model.load(options.run, checkpoint=options.checkpoint, device="cpu")
-    method = model._members[0].method
+    method = model.methods[0]
     assert isinstance(method, BiJROS)
     (atlas,) = read_support(options.run)
     dataset, fold = open_dataset(options.dataset), model.folds[0]

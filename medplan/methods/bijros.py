@@ -20,6 +20,10 @@ being those of both objectives in theta.
 | rotation +-10 degrees, scale 0.9 to 1.1       | `config.degrees`, `config.scale`                         |
 | 128 x 128 x 128 grid, intensities in [0, 1]   | `grid.shape`, `normalisations`                           |
 
+Beyond the paper, where the plan says so: a last phase ``segmentation`` that steps the segmentation decoder
+alone (`segmentation_share`) at a rate of its own (`segmentation_rate`), a warm-up and decay of the learning
+rate (`warmup`), images drawn from labels (`synthetic`).
+
 Differs: warps are corner-aligned; LNCC windows leave out what is beyond the border (`compat` counts zeros);
 the frozen encoder is in eval mode; c has an epsilon and a limit; decoders go on from pre-training; both steps
 see the same turned images and blend, so that three encoder passes do for six (`shared_passes`); gradients are
@@ -34,10 +38,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from medplan.errors import MethodError
-from medplan.learning.registration import agreement
+from medplan.learning.schedules import WarmupThenPoly
 from medplan.method import (
     Batch,
     Method,
@@ -51,10 +55,10 @@ from medplan.method import (
     Volume,
     constant,
 )  # fmt: skip
+from medplan.networks.bilevel import step_apart, step_registration, step_segmentation
 from medplan.networks.distillation import Distillation, exchange
 from medplan.networks.encoders import ENCODERS, build_encoder, build_teacher, load_encoder
-from medplan.networks.hypergradient import differentiate, hypergradient_factor
-from medplan.networks.joint import JointNetwork, Maps, UNetEncoder, Voxel
+from medplan.networks.joint import JointNetwork, UNetEncoder, Voxel
 from medplan.networks.pairing import Pair, Pairing
 from medplan.networks.random_affine import RandomAffine
 from medplan.networks.warp import warp
@@ -92,6 +96,15 @@ class Config:
         imitation: weight of SAM's features in the second phase of rrl; keep: share of its own weights that
             each of the two encoders keeps per step there.
         compat: count zeros beyond the border in the LNCC.
+        segmentation_share: part of the iterations at the end that steps the segmentation decoder alone, on
+            images with the label that registration gives them; it costs a fraction of a bi-level step.
+        segmentation_rate: learning rate of the segmentation decoder after the phase ``encoder``, relative to
+            `training.lr`.
+        synthetic: chance that segmentation learns, in the phases ``encoder`` and ``segmentation``, from an
+            image drawn from the registered label; see `medplan.samples.synthetic`.
+        warmup: share of each phase in which the learning rate rises, before it falls polynomially; None keeps
+            it constant.
+        recompute: compute activations twice to spare memory.
     """
 
     mode: Literal["bilevel", "alternating"] = "bilevel"
@@ -118,10 +131,20 @@ class Config:
     imitation: float = 0.1
     keep: float = 0.99
     compat: bool = False
+    segmentation_share: float = 0.0
+    segmentation_rate: float = 1.0
+    synthetic: float = 0.0
+    warmup: float | None = None
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.encoder_share < 1:
             raise ValueError(f"'encoder_share' should be in [0, 1), found {self.encoder_share}")
+        if not 0 <= self.segmentation_share < 1 - self.encoder_share:
+            raise ValueError(
+                "'segmentation_share' should be at least 0 and leave iterations to the bi-level phase, found "
+                f"{self.segmentation_share} beside 'encoder_share' {self.encoder_share}"
+            )
         if self.window % 2 == 0 or self.window < 1:
             raise ValueError(f"'window' should be odd, found {self.window}")
 
@@ -160,6 +183,13 @@ class BiJROS(Method):
         reason = f"it would learn from one of the {situation.num_labelled} labels only"
         return Proposal(fits=True, score=10, reason=reason, reasons=reasons, **numbers)
 
+    @classmethod
+    def lighter(cls, plan: Plan) -> Plan | None:
+        """Compute activations twice; SAM's slices are never kept."""
+        if plan.config["recompute"] or plan.encoder == "sam":
+            return None
+        return replace(plan, config={**plan.config, "recompute": True})
+
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
         self.plan = plan
@@ -173,7 +203,7 @@ class BiJROS(Method):
             slices_at_once=self.config.slices_at_once,
         )
         labels = plan.datasets[0].labels
-        self.network = JointNetwork.build(encoder, labels.num_outputs)
+        self.network = JointNetwork.build(encoder, labels.num_outputs, recompute=self.config.recompute)
         self.pairing = Pairing(
             self.network,
             labels,
@@ -201,163 +231,130 @@ class BiJROS(Method):
         if self.plan.encoder == "sam" and not has_weights:
             logger.warning("The encoder sam has random weights and is not trained; give --encoder-weights.")
         is_trained = self.distillation is not None or not (has_weights or self.plan.encoder == "sam")
-        share = config.encoder_share if is_trained else 0.0
-        num_first = min(round(share * training.iterations), training.iterations - 1)
-        names = ("encoder",) if self.distillation is None else ("distil", "mutual")
-        lengths = [(num_first + number) // len(names) for number in range(len(names))]
+        total = training.iterations
+        num_first = min(round(config.encoder_share * total), total - 1) if is_trained else 0
+        num_last = min(round(config.segmentation_share * total), total - num_first - 1)
+        firsts = ("encoder",) if self.distillation is None else ("distil", "mutual")
+        lengths = {name: (num_first + number) // len(firsts) for number, name in enumerate(firsts)}
+        lengths |= {"bilevel": total - num_first - num_last, "segmentation": num_last}
         turn = RandomAffine(degrees=config.degrees, scale=config.scale)
-        pretraining = [
+        apart = config.mode == "bilevel" and not config.shared_passes
+        return [
             Phase(
                 name=name,
                 num_steps=length,
                 batch_size=training.batch_size,
-                sample=AtlasAndImage(self.plan.patch_size, ("unlabelled", "pretrain")),
-                augment=turn,
-                schedule=constant,
-                validate=False,
+                sample=AtlasAndImage(
+                    self.plan.patch_size, ("unlabelled", "pretrain") if name in firsts else ("unlabelled",)
+                ),
+                augment=replace(turn, keeps_original=apart and name == "bilevel"),
+                schedule=constant if config.warmup is None else WarmupThenPoly(config.warmup),
+                validate=name not in firsts,
             )
-            for name, length in zip(names, lengths, strict=True)
+            for name, length in lengths.items()
             if length
         ]
-        apart = config.mode == "bilevel" and not config.shared_passes
-        bilevel = Phase(
-            name="bilevel",
-            num_steps=training.iterations - num_first,
-            batch_size=training.batch_size,
-            sample=AtlasAndImage(self.plan.patch_size),
-            augment=replace(turn, keeps_original=True) if apart else turn,
-            schedule=constant,
-        )
-        return (*pretraining, bilevel)
 
     def optimizers(self, phase: str) -> dict[str, Optimizer]:
         training, network = self.plan.training, self.network
 
-        def adam(parameters: Iterable[torch.nn.Parameter]) -> Adam:
-            return Adam(parameters, lr=training.lr, weight_decay=training.weight_decay)
+        def adam(parameters: Iterable[torch.nn.Parameter], rate: float = 1.0) -> Optimizer:
+            return AdamW(parameters, lr=rate * training.lr, weight_decay=training.weight_decay)
 
+        segmentation = {"seg": adam(network.segmentation.parameters(), self.config.segmentation_rate)}
+        if phase == "segmentation":
+            return segmentation
         if phase == "bilevel":
-            return {
-                "reg": adam(network.registration.parameters()),
-                "seg": adam(network.segmentation.parameters()),
-            }
+            return {"reg": adam(network.registration.parameters()), **segmentation}
         others = [] if self.distillation is None else self.distillation.students(phase)
         return {"main": adam([*network.parameters(), *others])}
 
     def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
-        if at.phase != "bilevel":
+        if at.phase not in ("bilevel", "segmentation"):
             return self._pretrain(batch, update, at)
+        config = self.config
         # Frozen means its running statistics too.
         self.network.encoder.eval()
-        self.network.registration.train()
+        self.network.registration.train(at.phase == "bilevel")
         self.network.segmentation.train()
-        if self.config.mode == "alternating":
-            return self._alternate(batch, update)
-        pairing = self.pairing
-        turned = "turned_" if "turned_image" in batch else ""
-        if not self.config.shared_passes:
-            with torch.no_grad():
-                self.network.registration.eval()
-                pair = pairing.register(batch)
-                self.network.registration.train()
-                maps = self.network.encode(pairing.pseudo_image(pair, self._blend(pair)))
-            lower = self._lower(maps, pair, update)
-        pair = pairing.register(batch, turned)
-        pseudo = pairing.pseudo_image(pair, self._blend(pair))
-        # Cut off from the flows, so that the encoder's part of the graph can be traversed by itself.
-        leaf = pseudo.detach().requires_grad_(not self.config.detach_pseudo)
-        maps = self.network.encode(leaf)
-        if self.config.shared_passes:
-            lower = self._lower([features.detach() for features in maps], pair, update)
-        return {"lower": lower, **self._upper(pair, pseudo, leaf, maps, update)}
+        if at.phase == "segmentation":
+            return self._segment(batch, update)
+        if config.mode == "alternating":
+            early = {"similarity": config.encoder_similarity, "smooth": config.encoder_smooth}
+            return step_apart(self.pairing, self.pairing.register(batch, both_ways=False), update, early)
+        return self._nest(batch, update)
 
     def _pretrain(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
         """One step of everything at once, from atlas to image only."""
-        pair = self.pairing.register(batch, with_gradient=True, both_ways=False)
-        terms = self.pairing.one_way(pair)
-        terms["agreement"] = self.pairing.consistency(pair)
-        loss = self._early(terms) + terms["agreement"]
+        config, pairing = self.config, self.pairing
+        pair = pairing.register(batch, with_gradient=True, both_ways=False)
+        terms = pairing.one_way(pair)
+        terms["agreement"] = pairing.consistency(pair)
+        loss = config.encoder_similarity * terms["similarity"] + config.encoder_smooth * terms["smooth"]
+        loss = loss + terms["agreement"]
+        if self._draws(pair):
+            image, target = self._drawn(pair)
+            terms["drawn"] = pairing.teach(self.network.encode(image), target)
+            loss = loss + terms["drawn"]
         if self.distillation is not None:
-            learned = self.distillation.terms(pair, self.pairing, is_mutual=at.phase == "mutual")
-            weights = {"imitation": self.config.imitation if at.phase == "mutual" else 1.0}
+            learned = self.distillation.terms(pair, pairing, is_mutual=at.phase == "mutual")
+            weights = {"imitation": config.imitation if at.phase == "mutual" else 1.0}
             loss = loss + sum((weights.get(name, 1.0) * term for name, term in learned.items()))
             terms |= learned
         update.minimise(loss)
         logged = {"loss": loss, **terms}
         if at.phase == "mutual" and self.distillation is not None:
-            logged["distance"] = exchange(
-                self.distillation.general, self.network.encoder, keep=self.config.keep
-            )
+            logged["distance"] = exchange(self.distillation.general, self.network.encoder, keep=config.keep)
         return {name: value.detach() for name, value in logged.items()}
 
-    def _alternate(self, batch: Batch, update: Update) -> dict[str, Tensor]:
-        """A step of registration, then one of segmentation on the image itself with the warped label."""
-        pair = self.pairing.register(batch, both_ways=False)
-        terms = self.pairing.one_way(pair)
-        warped = warp(pair.members, pair.to_image)
-        answer = self.pairing.probabilities(pair.image_maps, pair.size)
-        loss = self._early(terms) + agreement(warped, answer.detach())
-        lower = agreement(answer, warped.detach())
-        update.minimise(loss, "reg")
-        update.minimise(lower, "seg")
-        logged = {"loss": loss, "lower": lower, **terms}
-        return {name: value.detach() for name, value in logged.items()}
+    def _nest(self, batch: Batch, update: Update) -> dict[str, Tensor]:
+        """A step of segmentation on the pseudo pair, then one of registration along the hypergradient."""
+        config, pairing = self.config, self.pairing
+        turned = "turned_" if "turned_image" in batch else ""
+        if not config.shared_passes:
+            with torch.no_grad():
+                self.network.registration.eval()
+                pair = pairing.register(batch)
+                self.network.registration.train()
+                maps = self.network.encode(pairing.pseudo_image(pair, self._blend(pair)))
+            lower = step_segmentation(pairing, maps, warp(pair.members, pair.to_image), update)
+        pair = pairing.register(batch, turned)
+        pseudo = pairing.pseudo_image(pair, self._blend(pair))
+        # Cut off from the flows, so that the encoder's part of the graph can be traversed by itself.
+        leaf = pseudo.detach().requires_grad_(not config.detach_pseudo)
+        maps = self.network.encode(leaf)
+        if config.shared_passes:
+            target = warp(pair.members, pair.to_image.detach())
+            lower = step_segmentation(pairing, [one.detach() for one in maps], target, update)
+        weights = {name: getattr(config, name) for name in ("similarity", "smooth", "cycle", "agreement")}
+        logged = step_registration(
+            pairing, pair, pseudo, leaf, maps, update, weights=weights, limit=config.factor_limit
+        )
+        return {"lower": lower, **logged}
 
-    def _early(self, terms: Mapping[str, Tensor]) -> Tensor:
-        config = self.config
-        return config.encoder_similarity * terms["similarity"] + config.encoder_smooth * terms["smooth"]
+    def _segment(self, batch: Batch, update: Update) -> dict[str, Tensor]:
+        """A step of segmentation alone; registration answers and does not learn."""
+        with torch.no_grad():
+            pair = self.pairing.register(batch, both_ways=False)
+            maps, target = pair.image_maps, warp(pair.members, pair.to_image)
+            if self._draws(pair):
+                image, target = self._drawn(pair)
+                maps = self.network.encode(image)
+        return {"lower": step_segmentation(self.pairing, maps, target, update)}
+
+    def _draws(self, pair: Pair) -> bool:
+        # Without values there is nothing to draw; the image that is drawn takes the memory of any other.
+        chance = self.config.synthetic
+        return chance > 0 and not pair.image.is_meta and float(torch.rand((), device="cpu")) < chance
+
+    def _drawn(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        source = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
+        target = warp(pair.members, pair.to_image.detach())
+        return self.pairing.drawn(target, channels=pair.image.shape[1], generator=source)
 
     def _blend(self, pair: Pair) -> Tensor:
         low, high = self.config.blend
         return low + (high - low) * torch.rand((len(pair.image), 1, 1, 1, 1), device=pair.image.device)
-
-    def _lower(self, maps: Maps, pair: Pair, update: Update) -> Tensor:
-        """Take the step of segmentation on the pseudo pair."""
-        target = warp(pair.members, pair.to_image.detach())
-        loss = agreement(self.pairing.probabilities(maps, pair.size), target)
-        update.minimise(loss, "seg")
-        return loss.detach()
-
-    def _upper(
-        self, pair: Pair, pseudo: Tensor, leaf: Tensor, maps: Maps, update: Update
-    ) -> dict[str, Tensor]:
-        """Take the step of registration along the hypergradient.
-
-        Both objectives meet the flows only through the warped labels and the pseudo image. They are cut
-        there, so that each part of the graph is traversed once and freed before the next one is.
-
-        Args:
-            pseudo: the pseudo image, with its graph down to the flows.
-            leaf: the same values without the graph.
-            maps: of `leaf`, with a graph.
-        """
-        config, pairing = self.config, self.pairing
-        self.network.segmentation.eval()
-        parameters = list(self.network.segmentation.parameters())
-        warped = warp(pair.members, pair.to_image)
-        label = warped.detach().requires_grad_()
-        consistency = agreement(label, pairing.probabilities(pair.image_maps, pair.size))
-        upper, (label_upper,) = differentiate(
-            config.agreement * consistency, parameters, [label], update, "seg"
-        )
-        segmentation = agreement(pairing.probabilities(maps, pair.size), label)
-        inputs = [label] if config.detach_pseudo else [label, leaf]
-        lower, (label_lower, *image_lower) = differentiate(segmentation, parameters, inputs, update, "seg")
-        factor = hypergradient_factor(upper, lower, limit=config.factor_limit)
-        terms = pairing.both_ways(pair)
-        weights = {"similarity": config.similarity, "smooth": config.smooth, "cycle": config.cycle}
-        images = torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
-        label_gradient = label_upper + factor * label_lower
-        total = images + (label_gradient * warped).sum()
-        if image_lower:
-            total = total + factor * (image_lower[0] * pseudo).sum()
-        update.minimise(total, "reg")
-        registration = images + config.agreement * consistency
-        # What is left of the Dice in the gradient; near 0 where c is near -1 and the blend near 1.
-        left = label_gradient.norm() / label_upper.norm().clamp_min(1e-12)
-        logged = {**terms, "registration": registration, "agreement": consistency}
-        logged |= {"segmentation": segmentation, "factor": factor, "left": left}
-        return {name: value.detach() for name, value in logged.items()}
 
     def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:
         if self.config.output == "seg":

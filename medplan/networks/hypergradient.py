@@ -20,8 +20,13 @@ def differentiate(
         parameters: those of the optimiser `name`, in its order; their gradients are averaged over the ranks.
         inputs: tensors of this rank that the loss depends on.
     """
-    with full_precision(loss):
-        found = torch.autograd.grad(loss, [*parameters, *inputs])
+    wanted = [*parameters, *inputs]
+    if loss.is_meta:
+        # What is measured without values is not computed back: its memory is known from the way forward.
+        found: Sequence[Tensor] = [torch.zeros_like(tensor) for tensor in wanted]
+    else:
+        with full_precision(loss):
+            found = torch.autograd.grad(loss, wanted)
     own, others = found[: len(parameters)], found[len(parameters) :]
     linear = loss.new_zeros(())
     for parameter, gradient in zip(parameters, own, strict=True):

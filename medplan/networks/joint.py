@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from medplan.checkpoint import restore
 from medplan.errors import CheckpointError
+from medplan.networks.recompute import run
 
 __all__ = [
     "DoubleConv",
@@ -37,10 +38,12 @@ class VolumeEncoder(nn.Module):
     Attributes:
         channels: of each map.
         strides: voxels of the input per voxel of each map, (z, y, x).
+        recompute: forget what stages compute inside until the backward pass needs it.
     """
 
     channels: tuple[int, ...]
     strides: tuple[Voxel, ...]
+    recompute: bool = False
 
     def padded(self, size: Sequence[int]) -> Voxel:
         """Return the smallest size, not below `size`, that the encoder takes."""
@@ -80,23 +83,25 @@ class UNetEncoder(VolumeEncoder):
         )
 
     def forward(self, volume_BCZYX: Tensor) -> Maps:
-        maps = [self.stages[0](volume_BCZYX)]
-        for stage in self.stages[1:]:
-            maps.append(stage(F.max_pool3d(maps[-1], 2)))
+        maps: Maps = []
+        for stage in self.stages:
+            x = F.max_pool3d(maps[-1], 2) if maps else volume_BCZYX
+            maps.append(run(stage, x, recompute=self.recompute))
         return maps
 
 
 class _Up(nn.Module):
     """Doubles the size (or whatever lies between two levels) and takes the finer maps in."""
 
-    def __init__(self, inputs: int, outputs: int, skipped: int, factor: Voxel) -> None:
+    def __init__(self, inputs: int, outputs: int, skipped: int, factor: Voxel, *, skip_first: bool) -> None:
         super().__init__()
+        self.skip_first = skip_first
         self.up = nn.ConvTranspose3d(inputs, outputs, factor, factor)
         self.conv = DoubleConv(outputs + skipped, outputs)
 
-    def forward(self, x: Tensor, skipped: Maps, *, skip_first: bool) -> Tensor:
+    def forward(self, x: Tensor, *skipped: Tensor) -> Tensor:
         risen = self.up(x)
-        parts = [*skipped, risen] if skip_first else [risen, *skipped]
+        parts = [*skipped, risen] if self.skip_first else [risen, *skipped]
         result: Tensor = self.conv(torch.cat(parts, dim=1))
         return result
 
@@ -109,13 +114,16 @@ class PyramidDecoder(nn.Module):
         images: 1, or 2 for a pair, whose maps are concatenated.
         outputs: channels of the answer.
         skip_first: whether skipped maps come before the up-sampled one when they are concatenated.
+
+    `recompute` is as in `VolumeEncoder`.
     """
+
+    recompute: bool = False
 
     def __init__(
         self, encoder: VolumeEncoder, *, images: int, outputs: int, kernel: int, skip_first: bool
     ) -> None:
         super().__init__()
-        self.skip_first = skip_first
         widths, strides = encoder.channels, encoder.strides
         inputs = images * widths[-1]
         ups = []
@@ -123,7 +131,7 @@ class PyramidDecoder(nn.Module):
             z, y, x = (
                 coarse // fine for coarse, fine in zip(strides[level + 1], strides[level], strict=True)
             )
-            ups.append(_Up(inputs, widths[level], images * widths[level], (z, y, x)))
+            ups.append(_Up(inputs, widths[level], images * widths[level], (z, y, x), skip_first=skip_first))
             inputs = widths[level]
         self.ups = nn.ModuleList(ups)
         self.head = nn.Conv3d(inputs, outputs, kernel, padding=kernel // 2)
@@ -133,7 +141,7 @@ class PyramidDecoder(nn.Module):
         x = torch.cat([levels[-1] for levels in maps], dim=1)
         for number, step in enumerate(self.ups):
             skipped = [levels[-2 - number] for levels in maps]
-            x = step(x, skipped, skip_first=self.skip_first)
+            x = run(step, x, *skipped, recompute=self.recompute)
         return x
 
     def forward(self, *maps: Maps) -> Tensor:
@@ -153,8 +161,12 @@ class JointNetwork(nn.Module):
         self.encoder, self.registration, self.segmentation = encoder, registration, segmentation
 
     @classmethod
-    def build(cls, encoder: VolumeEncoder, num_outputs: int) -> "JointNetwork":
-        """Add the decoders that suit the encoder, with a flow that starts near zero."""
+    def build(cls, encoder: VolumeEncoder, num_outputs: int, *, recompute: bool = False) -> "JointNetwork":
+        """Add the decoders that suit the encoder, with a flow that starts near zero.
+
+        Args:
+            recompute: spare memory in all three, see `VolumeEncoder`.
+        """
         from medplan.networks.slices import SliceDecoder
 
         registration: SliceDecoder | PyramidDecoder
@@ -165,6 +177,8 @@ class JointNetwork(nn.Module):
         else:
             registration = PyramidDecoder(encoder, images=2, outputs=3, kernel=3, skip_first=False)
             segmentation = PyramidDecoder(encoder, images=1, outputs=num_outputs, kernel=1, skip_first=True)
+            registration.recompute = segmentation.recompute = recompute
+        encoder.recompute = recompute
         nn.init.normal_(registration.head.weight, std=1e-5)
         if registration.head.bias is not None:
             nn.init.zeros_(registration.head.bias)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medplan.data.labels import LabelSpace
@@ -17,6 +18,7 @@ from medplan.networks.joint import JointNetwork, Maps, Voxel
 from medplan.networks.warp import integrate, warp
 from medplan.samples.cases import Case
 from medplan.samples.pairs import beside
+from medplan.samples.synthetic import synthesise
 
 __all__ = ["Pair", "Pairing"]
 
@@ -149,8 +151,25 @@ class Pairing(nn.Module):
 
     def consistency(self, pair: Pair) -> Tensor:
         """Return the agreement of the warped label and the segmentation of the image."""
-        answer = self.probabilities(pair.image_maps, pair.size)
-        return agreement(warp(pair.members, pair.to_image), answer)
+        return self.teach(pair.image_maps, warp(pair.members, pair.to_image))
+
+    def teach(self, maps: Maps, target: Tensor) -> Tensor:
+        """Return the agreement of the segmentation of an image with a target (B, K, Z, Y, X) in [0, 1]."""
+        return agreement(target, self.probabilities(maps, target.shape[-3:]))
+
+    def drawn(self, target: Tensor, *, channels: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return an image (B, C, Z, Y, X) drawn from the likeliest classes of a target, and what it shows.
+
+        Of regions those voxels have one grey that are inside equally many of them.
+        """
+        if self.labels.is_exclusive:
+            codes = target.argmax(1)
+            shown = F.one_hot(codes, target.shape[1]).movedim(-1, 1).to(target.dtype)
+        else:
+            shown = (target > 0.5).to(target.dtype)
+            codes = shown.sum(1).long()
+        images = [synthesise(codes, generator=generator) for _ in range(channels)]
+        return torch.cat(images, dim=1).to(target.dtype), shown
 
     def onto(self, patch: Tensor, case: Case, corner: Voxel, atlas: Case) -> Pair:
         """Register the atlas, cut where it lies beside a patch (1, C, Z, Y, X) of a case, onto the patch."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from medplan.checkpoint import restore
 from medplan.errors import CheckpointError
 from medplan.networks.joint import Maps, VolumeEncoder
+from medplan.networks.recompute import run
 
 __all__ = ["SynthSegEncoder", "load_synthseg_encoder"]
 
@@ -58,7 +59,7 @@ class SynthSegEncoder(VolumeEncoder):
         maps, x = [], volume_BCZYX
         for number, level in enumerate(self.levels):
             assert isinstance(level, _Level)
-            skip = level(x if number == 0 else F.max_pool3d(x, 2))
+            skip = run(level, x if number == 0 else F.max_pool3d(x, 2), recompute=self.recompute)
             x = level.normalised(skip)
             maps.append(skip if number + 1 < len(self.levels) else x)
         return maps

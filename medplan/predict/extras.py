@@ -26,9 +26,7 @@ def write_extras(model: Model, prepared: Prepared, label_path: Path) -> list[Pat
 
     Raises: UsageError if the method has nothing to give.
     """
-    member, case = model._members[0], prepared.case
-    with torch.no_grad(), model.runtime.autocast():
-        found = member.method.extras(case, [one for one in member.support if one.dataset == case.dataset])
+    found = model.extras(prepared.case)
     if not found:
         raise UsageError(f"--extras: {model.plan.method} gives out nothing besides the segmentation.")
     ending = ending_of(label_path)

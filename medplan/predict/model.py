@@ -20,7 +20,7 @@ from medplan import checkpoint as checkpoints
 from medplan import registry
 from medplan.data.images import Geometry, Image, read_image, write_label
 from medplan.errors import CheckpointError, DataError, UsageError
-from medplan.method import Method, Predictor
+from medplan.method import Method, Predictor, Volume
 from medplan.plan.schema import DatasetPlan, Fold, Plan
 from medplan.predict import postprocess
 from medplan.predict.archive import unpack
@@ -65,6 +65,9 @@ class _Member:
 
     method: Method
     support: tuple[Case, ...]
+
+    def support_of(self, case: Case) -> list[Case]:
+        return [other for other in self.support if other.dataset == case.dataset]
 
 
 class Model:
@@ -186,6 +189,11 @@ class Model:
     def takes_prompts(self) -> bool:
         """Whether boxes may be given with images."""
         return self._members[0].method.needs.prompts
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """The trained methods, one per fold, in eval mode."""
+        return tuple(member.method for member in self._members)
 
     @property
     def support_ids(self) -> tuple[str, ...]:
@@ -366,6 +374,12 @@ class Model:
             autocast=self.runtime.autocast,
         )
 
+    def extras(self, case: Case) -> dict[str, Volume | float]:
+        """Return what the first fold's method says of a prepared case besides its segmentation."""
+        member = self._members[0]
+        with torch.no_grad(), self.runtime.autocast():
+            return member.method.extras(case, member.support_of(case))
+
     def _answers_at(self, prepared: Prepared, options: Options) -> Iterator[Tensor] | None:
         """Return logits on the grid of the output where the method answers there by itself, else None."""
         if options.mirror or prepared.restoration.alignment is not None:
@@ -373,8 +387,7 @@ class Model:
         case, shape = prepared.case, prepared.restoration.box_shape
         answers = []
         for member in self._members:
-            support = [other for other in member.support if other.dataset == case.dataset]
-            answer = member.method.answers_at(case, support, shape)
+            answer = member.method.answers_at(case, member.support_of(case), shape)
             if answer is None:
                 return None
             answers.append(answer)
@@ -382,9 +395,4 @@ class Model:
 
     def _predictors(self, case: Case) -> tuple[Predictor, ...]:
         with torch.no_grad(), self.runtime.autocast():
-            return tuple(
-                member.method.predictor(
-                    case, [other for other in member.support if other.dataset == case.dataset]
-                )
-                for member in self._members
-            )
+            return tuple(member.method.predictor(case, member.support_of(case)) for member in self._members)

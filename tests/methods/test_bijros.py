@@ -1,5 +1,6 @@
 """The laws of joint registration and segmentation, beyond those that hold for every method."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -305,6 +306,67 @@ def test_extras_are_cut_to_the_case_and_say_how_good_the_field_is() -> None:
     )
     with pytest.raises(MethodError, match="larger than the patch"):
         method.extras(case("Brains/w", 1, (20, 16, 16)), [atlas])
+
+
+def test_a_last_phase_steps_the_segmentation_decoder_alone() -> None:
+    method = tiny_bijros(segmentation_share=0.4, segmentation_rate=3.0, warmup=0.05)
+    assert [(phase.name, phase.num_steps) for phase in method.phases()] == [
+        ("encoder", 3), ("bilevel", 3), ("segmentation", 4),
+    ]  # fmt: skip
+    assert method.optimizers("segmentation")["seg"].param_groups[0]["lr"] == pytest.approx(3e-4)
+    update, before = stepping(method, "segmentation"), state(method.network)
+    at = Progress(phase="segmentation", step=0, num_steps=4)
+    update.begin(at, [])
+    first = method.training_step(pair(), update, at)["lower"]
+    moved = {name for name, tensor in state(method.network).items() if not torch.equal(before[name], tensor)}
+    assert moved and all(name.startswith("segmentation.") for name in moved)
+    for _ in range(8):
+        last = method.training_step(pair(), update, at)["lower"]
+    assert last < first
+    with pytest.raises(ValueError, match="leave iterations to the bi-level phase"):
+        BiJROS.Config(segmentation_share=0.7)
+
+
+@pytest.mark.parametrize("phase", ["encoder", "segmentation"])
+def test_images_drawn_from_labels_are_the_same_for_the_same_seed(phase: str) -> None:
+    seen = []
+    for seed in (0, 0, 1):
+        method = tiny_bijros(synthetic=1.0, segmentation_share=0.4)
+        update, at = stepping(method, phase), Progress(phase=phase, step=0, num_steps=4)
+        update.begin(at, [])
+        torch.manual_seed(seed)
+        logged = method.training_step(pair(), update, at)
+        seen.append(logged["drawn" if phase == "encoder" else "lower"])
+    assert seen[0] == seen[1] != seen[2]
+
+
+@torch.no_grad()
+def test_a_drawn_image_shows_the_likeliest_class_of_each_voxel() -> None:
+    pairing = tiny_bijros().pairing
+    target = pairing.members(pair()["label"])
+    soft = 0.6 * target + 0.4 * target.roll(1, dims=1)
+    image, shown = pairing.drawn(soft, channels=2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(shown, target) and image.shape == (1, 2, SIDE, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("encoder", ["bijros", "synthseg"])
+def test_computing_twice_changes_memory_and_nothing_else(encoder: str) -> None:
+    logged, weights = [], []
+    for recompute in (False, True):
+        method = tiny_bijros(encoder=encoder, recompute=recompute)
+        for phase in ("encoder", "bilevel"):
+            update, at = stepping(method, phase), Progress(phase=phase, step=0, num_steps=4)
+            update.begin(at, [])
+            torch.manual_seed(0)
+            logged.append(method.training_step(pair(), update, at))
+        weights.append(state(method))
+    for one, other in zip(logged[:2], logged[2:], strict=True):
+        assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+    assert all(torch.allclose(weights[0][name], weights[1][name], atol=1e-6) for name in weights[0])
+    heavy = tiny_bijros(encoder=encoder, side=32).plan
+    light = BiJROS.lighter(replace(heavy, config=encode(BiJROS.Config(**heavy.config))))
+    assert light is not None and BiJROS.lighter(light) is None
+    assert measure(BiJROS, light).kept < 0.8 * measure(BiJROS, heavy).kept
 
 
 def situation(**changes: Any) -> Situation:

@@ -56,6 +56,6 @@ def test_without_being_asked_nothing_more_is_written_and_asking_later_adds_it(ru
 
 def test_a_method_with_nothing_to_add_says_so(run, monkeypatch):
     model = Model.load(run / "run", device="cpu")
-    monkeypatch.setattr(type(model._members[0].method), "extras", lambda self, case, support: {})
+    monkeypatch.setattr(type(model.methods[0]), "extras", lambda self, case, support: {})
     with pytest.raises(DataError, match="gives out nothing besides"):
         predict(run / "in", run / "out", model, extras=True)

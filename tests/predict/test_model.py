@@ -174,7 +174,7 @@ def test_mirroring_leaves_x_alone_where_names_tell_sides(tmp_path: Path, phantom
     for labels in (LABELS, sided):
         model = Model.load(make_run(tmp_path / labels.names[0], make_plan(labels=labels)), device="cpu")
         case = Case(key="Phantom/a", pixels=np.zeros((1, 4, 4, 4), np.float32))
-        forward = model._members[0].method.layer.register_forward_hook(lambda *_: seen.append(1))
+        forward = model.methods[0].layer.register_forward_hook(lambda *_: seen.append(1))
         list(model.logits(case, options=Options(mirror=True)))
         forward.remove()
         seen.append(0)

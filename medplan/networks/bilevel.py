@@ -1,0 +1,102 @@
+"""The two steps of the nested problem: segmentation below, registration along the hypergradient above.
+
+And the authors' baseline, whose steps do not know of each other.
+
+Paper: Bi-JROS, Fan et al., CVPR 2024. Official code (no licence file): read, not copied.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from medplan.learning.registration import agreement
+from medplan.method import Update
+from medplan.networks.hypergradient import differentiate, hypergradient_factor
+from medplan.networks.joint import Maps
+from medplan.networks.pairing import Pair, Pairing
+from medplan.networks.warp import warp
+
+__all__ = ["step_apart", "step_registration", "step_segmentation"]
+
+
+def step_segmentation(pairing: Pairing, maps: Maps, target: Tensor, update: Update) -> Tensor:
+    """Step the segmentation decoder towards a target (B, K, Z, Y, X); return the loss.
+
+    Args:
+        maps: the encoder's maps of the image, without a graph.
+    """
+    loss = pairing.teach(maps, target)
+    update.minimise(loss, "seg")
+    return loss.detach()
+
+
+def step_registration(
+    pairing: Pairing,
+    pair: Pair,
+    pseudo: Tensor,
+    leaf: Tensor,
+    maps: Maps,
+    update: Update,
+    *,
+    weights: Mapping[str, float],
+    limit: float,
+) -> dict[str, Tensor]:
+    """Step the registration decoder along the hypergradient; return what is to be logged.
+
+    Both objectives meet the flows only through the warped labels and the pseudo image. They are cut there,
+    so that each part of the graph is traversed once and freed before the next one is.
+
+    Args:
+        pseudo: the pseudo image, with its graph down to the flows.
+        leaf: the same values without the graph; no gradient is sent there if it requires none.
+        maps: of `leaf`, with a graph.
+        weights: of ``similarity``, ``smooth``, ``cycle`` and ``agreement``.
+        limit: largest absolute value of c.
+    """
+    segmentation = pairing.network.segmentation
+    segmentation.eval()
+    parameters = list(segmentation.parameters())
+    warped = warp(pair.members, pair.to_image)
+    label = warped.detach().requires_grad_()
+    consistency = agreement(label, pairing.probabilities(pair.image_maps, pair.size))
+    share = weights["agreement"]
+    upper, (label_upper,) = differentiate(share * consistency, parameters, [label], update, "seg")
+    consistency = consistency.detach()
+    taught = agreement(pairing.probabilities(maps, pair.size), label)
+    inputs = [label, leaf] if leaf.requires_grad else [label]
+    lower, (label_lower, *image_lower) = differentiate(taught, parameters, inputs, update, "seg")
+    taught = taught.detach()
+    factor = hypergradient_factor(upper, lower, limit=limit)
+    terms = pairing.both_ways(pair)
+    images = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+    label_gradient = label_upper + factor * label_lower
+    total = images + (label_gradient * warped).sum()
+    if image_lower:
+        total = total + factor * (image_lower[0] * pseudo).sum()
+    update.minimise(total, "reg")
+    # What is left of the Dice in the gradient; near 0 where c is near -1 and the blend near 1.
+    left = label_gradient.norm() / label_upper.norm().clamp_min(1e-12)
+    logged = {**terms, "registration": images + share * consistency, "agreement": consistency}
+    logged |= {"segmentation": taught, "factor": factor, "left": left}
+    return {name: value.detach() for name, value in logged.items()}
+
+
+def step_apart(
+    pairing: Pairing, pair: Pair, update: Update, weights: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """Step registration from atlas to image, then segmentation on the image with the warped label.
+
+    Args:
+        weights: of ``similarity`` and ``smooth``; the agreement has 1.
+    """
+    terms = pairing.one_way(pair)
+    warped = warp(pair.members, pair.to_image)
+    answer = pairing.probabilities(pair.image_maps, pair.size)
+    loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+    loss = loss + agreement(warped, answer.detach())
+    lower = agreement(answer, warped.detach())
+    update.minimise(loss, "reg")
+    update.minimise(lower, "seg")
+    logged = {"loss": loss, "lower": lower, **terms}
+    return {name: value.detach() for name, value in logged.items()}
