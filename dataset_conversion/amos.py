@@ -1,5 +1,6 @@
 """AMOS: fifteen abdominal organs in CT and MR."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from dataset_conversion.card import Card
@@ -47,16 +48,43 @@ CARD = Card(
 
 def convert(source: Path, target: Path) -> None:
     """Take images and labels as they are, under nnU-Net's names."""
+    convert_part(CARD, source, target)
+
+
+def convert_part(
+    card: Card,
+    source: Path,
+    target: Path,
+    *,
+    only: str | None = None,
+    values: Mapping[int, int] | None = None,
+) -> None:
+    """Take the scans of one domain, or of both, under nnU-Net's names.
+
+    Args:
+        only: ``CT`` or ``MR``; cases then have no domain.
+        values: as in `dataset_conversion.writing.Case`.
+    """
     root = source / "amos22" if (source / "amos22").is_dir() else source
     cases: list[Case] = []
     for part in ("Tr", "Va", "Ts"):
         labels = by_pattern(root / f"labels{part}", r"amos_(\d+)\.nii(?:\.gz)?")
         for number, image in by_pattern(root / f"images{part}", r"amos_(\d+)\.nii(?:\.gz)?").items():
+            domain = "CT" if int(number) < 500 else "MR"
+            if only not in (None, domain):
+                continue
             label = labels.get(number)
             if label is None and part != "Ts":
                 raise DataError(f"{image}: has no label in labels{part}/; complete the download.")
-            domain = "CT" if int(number) < 500 else "MR"
-            name = f"amos_{int(number):04d}"
-            cases.append(Case(id=name, images=(image,), label=label, domain=domain, is_test=part != "Tr"))
+            cases.append(
+                Case(
+                    id=f"amos_{int(number):04d}",
+                    images=(image,),
+                    label=label,
+                    values=values,
+                    domain=domain if only is None else None,
+                    is_test=part != "Tr",
+                )
+            )
     require(source, bool(cases), "imagesTr/ and labelsTr/ with amos_XXXX.nii.gz")
-    write_dataset(CARD, cases, target, source=source)
+    write_dataset(card, cases, target, source=source)

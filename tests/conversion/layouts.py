@@ -15,6 +15,8 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Tree], ...]] = {
     ),
     "adni": (trees.freesurfer,),
     "amos": (trees.amos,),
+    "amos_ct": (trees.amos_ct,),
+    "amos_mr": (trees.amos_mr,),
     "autopet": (trees.autopet,),
     "brain_structure": (trees.brain_structure,),
     "chaos": (

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,21 @@ def amos(root: Path) -> Tree:
         base, ["0008"], "imagesVa/amos_{}.nii.gz", "labelsVa/amos_{}.nii.gz", organs, seed=3, **facts
     )
     return tree | plain_pairs(base, ["0600"], "imagesTs/amos_{}.nii.gz", None, [], seed=4, **facts)
+
+
+def amos_ct(root: Path) -> Tree:
+    return {name: replace(case, domain=None) for name, case in amos(root).items() if case.domain == "CT"}
+
+
+def amos_mr(root: Path) -> Tree:
+    def without_pelvis(label: Any) -> Any:
+        return None if label is None else np.where(label > 13, 0, label)
+
+    return {
+        name: replace(case, domain=None, label=without_pelvis(case.label))
+        for name, case in amos(root).items()
+        if case.domain == "MR"
+    }
 
 
 def autopet(root: Path) -> Tree:
