@@ -72,7 +72,7 @@ def make_plans(
     print(format_table(rows))
     if memory is None:
         print(
-            "There is no GPU here, and a processor is some hundred times slower: '--gpu-memory 1' plans small "
+            "There is no GPU here, and a processor is a hundred times slower: '--gpu-memory 1' plans small "
             "patches, 'medplan train --minutes N' a training of that length."
         )
     plans = [row.plan for row in rows if row.plan is not None]

@@ -87,7 +87,8 @@ def make_plan(
         fingerprints: of the datasets, and of those named by `Overrides.pretrain_on`.
         method: name of the method.
         method_class: gives `Needs`, `Config` and `propose`, and is built on ``meta`` to measure its memory.
-        gpu_memory_bytes: memory that a training step may take; None takes `Overrides.gpu_memory`, else 24 GB.
+        gpu_memory_bytes: what the GPU has, None without one. A training step may take as much, but no more
+            than 24 GB, as large as nnU-Net's recommended plans; `Overrides.gpu_memory` beats both.
 
     Raises: MethodError if the method does not fit the data; PlanError if an override does not.
     """
@@ -378,7 +379,10 @@ def _target(overrides: Overrides, gpu_memory_bytes: int | None) -> tuple[int, st
         target = round(overrides.gpu_memory * 2**30)
         return target, f"target {overrides.gpu_memory:g} GB set by the user (--gpu-memory)"
     if gpu_memory_bytes is not None:
-        return gpu_memory_bytes, f"target {gpu_memory_bytes / 2**30:.3g} GB"
+        there = f"{gpu_memory_bytes / 2**30:.3g} GB"
+        if gpu_memory_bytes <= DEFAULT_MEMORY_BYTES:
+            return gpu_memory_bytes, f"target {there}, what the GPU has"
+        return DEFAULT_MEMORY_BYTES, f"target 24 GB of {there}: more slows every step (--gpu-memory)"
     return DEFAULT_MEMORY_BYTES, "target 24 GB, the default where no GPU is seen"
 
 

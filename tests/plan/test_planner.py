@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import pytest
@@ -141,6 +142,14 @@ def test_too_little_memory_is_refused(plan: Make, fingerprint: Make) -> None:
         plan(fingerprint(), memory=0.4)
 
 
+def test_a_large_gpu_is_not_filled_unless_asked(plan: Make, fingerprint: Make) -> None:
+    usual, large = (plan(fingerprint(), memory=gigabytes) for gigabytes in (24, 139))
+    assert large.patch_size == usual.patch_size
+    assert "24 GB of 139 GB" in large.reasons["predicted_gpu_bytes"]
+    asked = plan(fingerprint(), memory=24, gpu_memory=139.0)
+    assert prod(asked.patch_size) >= prod(usual.patch_size)
+
+
 def test_a_batch_is_no_more_than_a_twentieth_of_the_data(plan: Make, fingerprint: Make) -> None:
     many = plan(fingerprint(shape=(40, 40, 40), spacing_mm=(1.5, 1.5, 1.5), num_labelled=200))
     assert many.training.batch_size == 10
@@ -191,7 +200,7 @@ def test_a_patch_that_cannot_be_halved_is_rounded_up_and_says_so(plan: Make, fin
         ({"patch_size": (1, 2, 3, 4)}, "--patch-size"),
         ({"settings": {"training.ler": 1}}, "did you mean 'training.lr'"),
         ({"settings": {"config.momentun": 1}}, "did you mean 'momentum'"),
-        ({"iterations": 0}, "'iterations' should be at least 1"),
+        ({"iterations": -1}, "'iterations' should be at least 0"),
         ({"gpu_memory": -1}, "--gpu-memory"),
         ({"dims": 4}, "not in 4"),
     ],
