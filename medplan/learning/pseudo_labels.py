@@ -1,4 +1,4 @@
-"""Losses on unlabelled patches: against pseudo-labels, and agreement with what was pasted from labelled ones.
+"""Losses of S&D Messenger: on labelled patches, against pseudo-labels, and on what was pasted.
 
 Source: the released code of S&D Messenger (read, not copied); the paper, arXiv:2407.07763, has the
 cross-entropies only.
@@ -11,12 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medplan.data.labels import IGNORE
+from medplan.learning.losses import dice_loss, targets
 
 __all__ = [
     "paste_consistency",
     "pseudo_label_loss",
     "pseudo_labels",
     "squared_dice_loss",
+    "supervised_loss",
     "weighted_cross_entropy",
 ]
 
@@ -37,6 +39,31 @@ def weighted_cross_entropy(
     total = F.cross_entropy(logits_BKZYX, codes, weights, ignore_index=IGNORE, reduction="sum")
     met = torch.where(codes == IGNORE, 0, weights[codes.clamp(min=0)]).sum()
     return total / met.clamp(min=1e-12)
+
+
+def supervised_loss(
+    logits_BKZYX: Tensor,
+    codes_BZYX: Tensor,
+    *,
+    weights_K: Tensor | None = None,
+    has_dice: bool = True,
+    pools_batch: bool = False,
+) -> Tensor:
+    """Return `weighted_cross_entropy`, plus the soft Dice loss over the foreground classes.
+
+    Args:
+        has_dice: released: without.
+        pools_batch: take the Dice over the batch rather than over each sample.
+    """
+    logits = logits_BKZYX.float()
+    total = weighted_cross_entropy(logits, codes_BZYX, weights_K)
+    if has_dice:
+        membership = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
+        target, valid = targets(codes_BZYX, membership)
+        total = total + dice_loss(
+            logits.softmax(1)[:, 1:], target[:, 1:], valid_B1ZYX=valid, batch=pools_batch
+        )
+    return total
 
 
 def squared_dice_loss(logits_BKZYX: Tensor, codes_BZYX: Tensor, *, compat: bool = False) -> Tensor:

@@ -9,21 +9,22 @@ labelled patches attend to the channels of unlabelled ones (U2L, `medplan.networ
 
 | paper or released code                     | here                                                         |
 |--------------------------------------------|--------------------------------------------------------------|
-| L_x, class-weighted (dagger)               | `weighted_cross_entropy` with `Difficulty`; `class_weights`  |
+| L_x, class-weighted (dagger)               | `supervised_loss` with `Difficulty`; `class_weights`         |
 | L_u                                        | `pseudo_label_loss`; `unsupervised_weight`                   |
 | L_c                                        | `paste_consistency`; `consistency_weight`                    |
 | epochs 0-5 of 300 without L_u, L_c         | `warmup`                                                     |
 | square of 64 of 512 pixels                 | `paste_fraction` (`paste_side` in voxels as released)        |
 | alpha of the in-block messenger            | `alpha`                                                      |
-| MiT-B5, SGD, lr 1e-3, heads x 5            | `Plan.encoder`, `training.lr`, `momentum`, `head_lr_factor`  |
-| (1 - t/T)^0.9                              | the phase's schedule, `poly`                                 |
+| MiT-B5, SGD, lr 1e-3, heads x 5            | `Plan.encoder`, `optimizer`, `training.lr`, `head_lr_factor` |
+| (1 - t/T)^0.9                              | the phase's schedule, after `lr_warmup`                      |
 
 The three settings of the paper differ in the roles of cases only: labelled and unlabelled cases of one domain
 (semi-supervised), of two (adaptation), or of all but one (generalisation). Without pretrained weights the
 encoder is a U-Net: a Mix Transformer needs them where data is scarce.
 
 Differs: the augmentation is that of every method here instead of 3 of 6 operations; inputs are normalised as
-the plan says instead of to [0, 1]; ``compat`` brings back the released slips that are named at each option.
+the plan says instead of to [0, 1]; a U-Net learns with AdamW; ``compat`` brings back the released slips that
+are named at each option.
 """
 
 import logging
@@ -34,19 +35,20 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from medplan.data.labels import IGNORE
 from medplan.errors import MethodError
 from medplan.learning.difficulty import Difficulty, hard_dice
-from medplan.learning.losses import deep_supervision, dice_loss, targets
+from medplan.learning.losses import deep_supervision
+from medplan.learning.optimisers import OptimizerName, adamw_or_sgd
 from medplan.learning.pseudo_labels import (
     paste_consistency,
     pseudo_label_loss,
     pseudo_labels,
-    weighted_cross_entropy,
-)
-from medplan.learning.schedules import decay_at
+    supervised_loss,
+)  # fmt: skip
+from medplan.learning.schedules import WarmupThenPoly, decay_at
 from medplan.method import (
     Augment,
     Batch,
@@ -59,12 +61,10 @@ from medplan.method import (
     Sampler,
     Situation,
     Update,
-    poly,
 )  # fmt: skip
 from medplan.networks.average import MovingAverage
 from medplan.networks.exchange import Exchange, exchange_network
 from medplan.networks.messenger import Memory, shared_batch
-from medplan.networks.messenger_unet import MessengerUNet
 from medplan.networks.mit import SIZES, load_encoder, size_of
 from medplan.networks.segformer import MessengerSegFormer
 from medplan.plan.schema import Plan
@@ -79,13 +79,17 @@ from medplan.samples.views import WeakAndStrong
 __all__ = ["METHOD", "Config", "SDMessenger"]
 
 FROM_SCRATCH: Mapping[str, Any] = {
-    "momentum": 0.99,
+    "optimizer": "adamw",
+    "lr_warmup": 0.05,
     "class_weights": False,
     "warmup": 0.4,
     "warmup_exchange": False,
     "ramp": 0.1,
     "ema": 0.99,
     "paste_fraction": (0.4, 0.8),
+    "turning": 0.7,
+    "strong_view": True,
+    "contrast": 0.5,
 }
 """For a U-Net, which must first learn what pretrained encoders know."""
 
@@ -116,18 +120,20 @@ class Config:
             dagger).
         supervised_dice: add the Dice loss to L_x. Differs: released without.
         deep_supervision: learn at several resolutions of a U-Net. Differs: the paper has no U-Net.
-        paste_probability: that a labelled patch with foreground is pasted into its unlabelled partner.
-            Released: 1.
         paste_fraction: lowest and highest side of the pasted box, relative to the patch.
         paste_side: side of the pasted square in pixels, centred in the extent of the foreground and only if
             that is larger; None takes `paste_fraction`. Released: 64.
-        strong_view: make pseudo-labels from a weaker view of the patches than is learned from. Released: no.
+        strong_view: degrade the intensities of what is learned from further than of what pseudo-labels are
+            made from. Released: no.
+        contrast: probability that a strong view shows another contrast, as another modality might.
+        turning: probability of a rotation, and of a scaling, of a patch; nnU-Net's is 0.2.
         threshold: least probability of a pseudo-label; below it a voxel does not count. Released: 0.
         ema: decay of a second set of weights that makes the pseudo-labels and the predictions; 0 for none.
             Released: 0.
         oversample: share of labelled patches centred on foreground. Differs: released crops are anywhere.
         mirror_axes: axes (0 z, 1 y, 2 x) that patches are flipped along at random. Released: none.
-        momentum: of SGD. Released: 0.9.
+        optimizer, momentum: ``adamw``, or ``sgd`` with this momentum. Released: SGD, 0.9.
+        lr_warmup: part of the training over which the learning rate rises. Released: 0.
         head_lr_factor: learning rate of head and messengers relative to a Mix Transformer's. Released: 5.
         drop_path: of the Mix Transformer. Released: 0.1.
         compat: released slips: the mask of L_c is transposed, the truth in the class weights is wrong,
@@ -150,15 +156,18 @@ class Config:
     class_weights: bool = True
     supervised_dice: bool = True
     deep_supervision: bool = True
-    paste_probability: float = 1.0
     paste_fraction: tuple[float, float] = (0.25, 0.5)
     paste_side: int | None = None
     strong_view: bool = False
+    contrast: float = 0.0
+    turning: float = 0.2
     threshold: float = 0.0
     ema: float = 0.0
     oversample: float = 1 / 3
     mirror_axes: tuple[int, ...] = ()
+    optimizer: OptimizerName = "sgd"
     momentum: float = 0.9
+    lr_warmup: float = 0.0
     head_lr_factor: float = 5.0
     drop_path: float = 0.1
     compat: bool = False
@@ -166,9 +175,14 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.warmup + self.ramp <= 1 or min(self.warmup, self.ramp) < 0:
             raise ValueError(f"'warmup' {self.warmup} and 'ramp' {self.ramp} should be parts of 1")
+        if self.contrast > 0 and not self.strong_view:
+            raise ValueError("'contrast' is of the strong view; set 'strong_view' too")
         if not 0 < self.paste_fraction[0] <= self.paste_fraction[1] <= 1:
             raise ValueError(f"'paste_fraction' {self.paste_fraction} should be rising and within (0, 1]")
-        for name in ("threshold", "ema", "alpha", "paste_probability", "oversample", "dropout", "drop_path"):
+        for name in (
+            "threshold", "ema", "alpha", "oversample", "dropout", "drop_path",
+            "contrast", "turning", "lr_warmup",
+        ):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"'{name}' should be within [0, 1], found {getattr(self, name)}")
 
@@ -203,7 +217,7 @@ class SDMessenger(Method):
             reason=f"it learns from {what} together",
             dims=2 if weights or situation.is_picture else None,
             encoder=size_of(weights) if weights else "unet",
-            lr=1e-3 if weights else 0.01,
+            lr=1e-3,
             weight_decay=1e-4 if weights else 3e-5,
             config={} if weights else FROM_SCRATCH,
             reasons={"encoder": f"{'pretrained' if weights else 'no pretrained'} weights are given"},
@@ -256,20 +270,16 @@ class SDMessenger(Method):
             self.average = MovingAverage(self.network)
 
     def phases(self) -> Sequence[Phase]:
-        training, patch_size = self.plan.training, self.plan.patch_size
+        training, patch_size, config = self.plan.training, self.plan.patch_size, self.config
         spatial = Spatial.for_patch(patch_size)
-        augmentation = Augmentation(
-            patch_size=patch_size,
-            mirror_axes=self.config.mirror_axes,
-            keeps_slices=self.plan.dims == 2,
+        spatial = replace(spatial, rotation_probability=config.turning, scaling_probability=config.turning)
+        weak = Augmentation(
+            patch_size=patch_size, mirror_axes=config.mirror_axes, keeps_slices=self.plan.dims == 2
         )
-        sample: Sampler
-        augment: Augment = augmentation
-        if self.config.learn_from_unlabelled:
-            sample = DrawsPaste(LabelledAndUnlabelled(patch_size, self.config.oversample, spatial=spatial))
-            augment = WeakAndStrong(augmentation) if self.config.strong_view else augmentation
-        else:
-            sample = Labelled(patch_size, self.config.oversample, spatial=spatial)
+        augment: Augment = WeakAndStrong(weak, contrast=config.contrast) if config.strong_view else weak
+        sample: Sampler = Labelled(patch_size, config.oversample, spatial=spatial)
+        if config.learn_from_unlabelled:
+            sample = DrawsPaste(LabelledAndUnlabelled(patch_size, config.oversample, spatial=spatial))
         return (
             Phase(
                 name="train",
@@ -277,7 +287,7 @@ class SDMessenger(Method):
                 batch_size=training.batch_size,
                 sample=sample,
                 augment=augment,
-                schedule=poly,
+                schedule=WarmupThenPoly(config.lr_warmup),
             ),
         )
 
@@ -288,9 +298,7 @@ class SDMessenger(Method):
         rest = [parameter for part in parts for parameter in part.parameters()]
         factor = config.head_lr_factor if isinstance(self.network, MessengerSegFormer) else 1.0
         groups: list[dict[str, Any]] = [{"params": encoder}, {"params": rest, "lr": training.lr * factor}]
-        nesterov = isinstance(self.network, MessengerUNet) and config.momentum > 0
-        decay, momentum = training.weight_decay, config.momentum
-        return {"main": SGD(groups, training.lr, momentum, weight_decay=decay, nesterov=nesterov)}
+        return {"main": adamw_or_sgd(config.optimizer, groups, training, momentum=config.momentum)}
 
     def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
         image, codes = batch["image"], batch["label"]
@@ -360,10 +368,7 @@ class SDMessenger(Method):
         config = self.config
         if config.paste_side is not None:
             return boxes_inside_extent(codes, uniform, side=config.paste_side)
-        fraction, probability = config.paste_fraction, config.paste_probability
-        return boxes_around_foreground(
-            codes, self.num_classes, uniform, fraction=fraction, probability=probability
-        )
+        return boxes_around_foreground(codes, self.num_classes, uniform, fraction=config.paste_fraction)
 
     def _supervised(self, outputs: Sequence[Tensor], codes: Tensor) -> Tensor:
         weights = None
@@ -372,17 +377,12 @@ class SDMessenger(Method):
             dice = hard_dice(predicted, codes, self.num_classes, compat=self.config.compat)
             weights = self.difficulty(dice)
 
-        def loss(logits: Tensor, codes: Tensor) -> Tensor:
-            total = weighted_cross_entropy(logits.float(), codes, weights)
-            if self.config.supervised_dice:
-                membership = torch.eye(self.num_classes, dtype=torch.bool, device=logits.device)
-                target, valid = targets(codes, membership)
-                probabilities = logits.float().softmax(1)[:, 1:]
-                total = total + dice_loss(
-                    probabilities, target[:, 1:], valid_B1ZYX=valid, batch=self.plan.dims == 2
-                )
-            return total
-
+        loss = partial(
+            supervised_loss,
+            weights_K=weights,
+            has_dice=self.config.supervised_dice,
+            pools_batch=self.plan.dims == 2,
+        )
         return deep_supervision(loss, outputs, codes)
 
     def _against_pseudo(self, logits: Tensor, codes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A weak and a strong view of the same unlabelled patches."""
+"""A weak and a strong view of the same patches."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 
 from medplan.randomness import generator as numpy_generator
 from medplan.samples.augment import Augmentation
+from medplan.samples.recolour import random_contrast
 
 __all__ = ["WeakAndStrong"]
 
@@ -15,13 +16,18 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class WeakAndStrong:
-    """Augments a batch, then adds ``strong_unlabelled_image``: the same patches with intensities degraded
-    further.
+    """Augments a batch, then degrades intensities further in what is learned from.
 
-    Both views are on the same voxels, so that a label made from one holds for the other.
+    ``image`` becomes stronger; ``unlabelled_image`` stays weak, so that labels can be made from it, and
+    ``strong_unlabelled_image`` is added. All views of a patch are on the same voxels.
+
+    Attributes:
+        base: the weak augmentation.
+        contrast: probability that a strong view shows another contrast, see `random_contrast`.
     """
 
     base: Augmentation
+    contrast: float = 0.0
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
         batch = self.base(batch, generator)
@@ -35,13 +41,19 @@ class WeakAndStrong:
             inverted_gamma=(0.1, 0.5, 2.0),
             gamma=(0.5, 0.5, 2.0),
         )
-        images = batch["unlabelled_image"].clone()
-        for number, image in enumerate(images):
-            seed = (
-                batch["seed"][number]
-                if "seed" in batch
-                else int(torch.randint(2**62, (1,), generator=generator))
-            )
-            rng = numpy_generator(seed, "strong")
-            strong.degrade(image, strong.draw(rng, num_channels=len(image)))
-        return {**batch, "strong_unlabelled_image": images}
+        changed = {}
+        for key, learned in (("image", "image"), ("unlabelled_image", "strong_unlabelled_image")):
+            if key not in batch:
+                continue
+            images = changed[learned] = batch[key].clone()
+            for number, image in enumerate(images):
+                seed = (
+                    batch["seed"][number]
+                    if "seed" in batch
+                    else int(torch.randint(2**62, (1,), generator=generator))
+                )
+                rng = numpy_generator(seed, "strong", key)
+                if rng.random() < self.contrast:
+                    image.copy_(random_contrast(image, rng, keeps_slices=self.base.keeps_slices))
+                strong.degrade(image, strong.draw(rng, num_channels=len(image)))
+        return {**batch, **changed}

@@ -443,16 +443,36 @@ def test_the_strong_view_shows_the_same_voxels_in_other_intensities():
     assert torch.corrcoef(pair)[0, 1] > 0.6
 
 
+def test_with_another_contrast_edges_stay_and_intensities_change_places():
+    plan = make_plan(strong_view=True, contrast=1.0)
+    batch = make_batch(plan, Store(plan))
+    weak, strong = batch["unlabelled_image"], batch["strong_unlabelled_image"]
+    assert weak.shape == strong.shape and strong.isfinite().all()
+    assert not torch.equal(weak, strong)
+    with pytest.raises(PlanError, match="strong_view"):
+        make_method(make_plan(contrast=1.0))
+
+
 def test_the_moving_average_makes_the_predictions_and_is_not_optimised():
     plan = make_plan(ema=0.5, warmup=0.0)
     method, batch = make_method(plan), make_batch(plan, Store(plan))
     listed = {id(p) for group in method.optimizers("train")["main"].param_groups for p in group["params"]}
     assert {id(p) for p in method.parameters()} == listed
-    step(method, batch, 3)
+    method.training_step(batch, Descent(method), at(300, num_steps=1000))
     method.eval()
     predict = method.predictor(Store(plan)["Toy/f"], ())
     patch = torch.randn(1, 1, *plan.patch_size)
     assert not torch.allclose(predict(patch, [(0, 0, 0)]), method.network(patch)[0])
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_labelled_patches_are_learned_from_in_the_strong_view(alone):
+    plans = [make_plan(strong_view=strong, learn_from_unlabelled=not alone) for strong in (False, True)]
+    weak, strong = (make_batch(plan, Store(plan)) for plan in plans)
+    assert not torch.equal(weak["image"], strong["image"])
+    assert torch.equal(weak["label"], strong["label"])
+    if not alone:
+        assert torch.equal(weak["unlabelled_image"], strong["unlabelled_image"])
 
 
 def test_learning_from_labels_alone_is_the_same_network():

@@ -1,0 +1,52 @@
+"""Random contrast: another look of the same anatomy, as another sequence or modality might show it.
+
+Source: Ouyang et al. 2022, "Causality-inspired single-source domain generalization for medical image
+segmentation", arXiv:2111.12525 (its global intensity augmentation).
+Differs: mean and deviation of the patch are kept instead of its Frobenius norm.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["random_contrast"]
+
+NUM_LAYERS, WIDTH = 4, 2
+SLOPE = 0.01
+
+
+def random_contrast(image: Tensor, rng: np.random.Generator, *, keeps_slices: bool = False) -> Tensor:
+    """Pass one image through a small convolutional network of random weights, and mix it with itself.
+
+    Bright and dark may change places; edges stay where they are. Mean and deviation stay those of the image.
+
+    Args:
+        image: (C, Z, Y, X) float32; all channels are mixed. Not changed.
+        rng: decides everything.
+        keeps_slices: kernels do not reach over the slice axis.
+    """
+    widths = [len(image), *[WIDTH] * (NUM_LAYERS - 1), len(image)]
+    changed = image[None]
+    for number in range(NUM_LAYERS):
+        side = int(rng.choice((1, 3)))
+        kernel = (1 if keeps_slices or image.shape[1] == 1 else side, side, side)
+        weights = rng.standard_normal((widths[number + 1], widths[number], *kernel)).astype(np.float32)
+        shifts = rng.standard_normal(widths[number + 1]).astype(np.float32)
+        changed = F.conv3d(
+            changed,
+            torch.from_numpy(weights).to(image),
+            torch.from_numpy(shifts).to(image),
+            padding=tuple(size // 2 for size in kernel),
+        )
+        if number + 1 < NUM_LAYERS:
+            changed = F.leaky_relu(changed, SLOPE)
+    share = float(rng.random())
+    mixed = share * _standardised(changed[0]) + (1 - share) * _standardised(image)
+    deviation, mean = torch.std_mean(image, correction=0)
+    return _standardised(mixed) * deviation + mean
+
+
+def _standardised(image: Tensor) -> Tensor:
+    deviation, mean = torch.std_mean(image, correction=0)
+    return (image - mean) / deviation.clamp_min(1e-6)
