@@ -95,7 +95,7 @@ class Situation:
     plan.
 
     `encoder_weights` is the weight file that the user named; `without_weights` says that the user asked for
-    random weights.
+    random weights. `memory_bytes` is what a training step may take, None where that is not yet known.
     """
 
     num_datasets: int
@@ -110,6 +110,7 @@ class Situation:
     has_novel_classes: bool = False
     encoder_weights: str | None = None
     without_weights: bool = False
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

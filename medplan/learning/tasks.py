@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from medplan.errors import MethodError, did_you_mean
-from medplan.plan.schema import DatasetPlan
+from medplan.plan.schema import DatasetPlan, Plan
 
 __all__ = [
     "UNKNOWN",
@@ -19,6 +19,7 @@ __all__ = [
     "modality_of",
     "modality_of_case",
     "modality_of_name",
+    "named",
     "task_names",
 ]
 
@@ -67,6 +68,21 @@ def added_tasks(
     if added and tuple(tasks[-len(added) :]) != added:
         raise MethodError("The tasks of new datasets should come last in 'config.tasks'; plan again.")
     return added
+
+
+def named(names: Sequence[str], plan: Plan) -> tuple[DatasetPlan, ...]:
+    """Return those datasets of a plan that are named, in the plan's order.
+
+    Raises: MethodError if there is none of a name.
+    """
+    known = [dataset.name for dataset in plan.datasets]
+    for name in names:
+        if name not in known:
+            raise MethodError(
+                f"There is no dataset '{name}' in plan '{plan.name}' (config.new_datasets)"
+                f"{did_you_mean(name, known)}; it has {', '.join(known)}."
+            )
+    return tuple(dataset for dataset in plan.datasets if dataset.name in names)
 
 
 def modalities_of(dataset: DatasetPlan) -> tuple[str, ...]:

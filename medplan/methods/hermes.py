@@ -27,10 +27,12 @@ its region, and `LabelSpace.region_order` says which is painted over which.
 Differs: empty task slots are masked in attention; a task absent from a patch can be learnt from by the
 Tversky loss too; the loss is divided by the expected number of tasks, a constant, not by that of the batch; a
 share of the images is shown as of unknown modality (the loss still asks for it); the schedule falls with
-every step rather than every epoch; a third of the patches is centred on foreground; spatial augmentation is
-that of every method here; inputs are normalised as the plan says. ``compat`` brings back the first four.
+every step rather than every epoch; AdamW takes the place of LAMB, which is for large batches; a third of the
+patches is centred on foreground; spatial augmentation is that of every method here; inputs are normalised as
+the plan says. ``compat`` brings back the first four.
 """
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,7 +43,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from medplan.checkpoint import restore
-from medplan.errors import MethodError, did_you_mean
+from medplan.errors import MethodError
 from medplan.learning.lamb import Lamb
 from medplan.learning.schedules import WarmupThenPoly, decay_at
 from medplan.learning.task_losses import TaskLoss
@@ -51,6 +53,7 @@ from medplan.learning.tasks import (
     modalities_of,
     modality_of_case,
     modality_of_name,
+    named,
     task_names,
 )
 from medplan.method import (
@@ -81,6 +84,7 @@ from medplan.samples.task_patches import TaskPatches
 __all__ = ["METHOD", "Config", "Hermes"]
 
 DEPTHS = {"residual": (2, 2, 4, 2, 2), "medformer": (2, 4, 8, 4, 2)}
+SMALL = {"channels": (16, 32, 48, 64, 64), "depths": (1, 1, 1, 1, 1), "head_size": 16}
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +111,8 @@ class Config:
         modality_weight: of the modality loss.
         hide_modality: share of the images shown as of unknown modality. Released: 0.
         smooth: voxels added to both sides of the Tversky fraction. Released: 0.
-        optimizer: ``lamb`` (released) or ``adamw``.
-        eps: of the optimiser.
+        optimizer: ``adamw``, or ``lamb`` as released.
+        eps: of the optimiser. Released: 1e-5.
         warmup: fraction of the steps in which the rate rises. Released: 5 of 200 epochs, Hermes-M 0.
         ema: decay of the weights that predict; less than that in trainings of fewer than 5000 steps.
         oversample: share of the patches centred on foreground. Released: 0.
@@ -130,9 +134,9 @@ class Config:
     modality_weight: float = 0.01
     hide_modality: float = 0.1
     smooth: float = 1.0
-    optimizer: Literal["lamb", "adamw"] = "lamb"
-    eps: float = 1e-5
-    warmup: float = 0.025
+    optimizer: Literal["lamb", "adamw"] = "adamw"
+    eps: float = 1e-8
+    warmup: float = 0.05
     ema: float = 0.99
     oversample: float = 1 / 3
     recompute: bool = False
@@ -163,10 +167,15 @@ class Hermes(Method):
             lack = "these are pictures" if situation.is_picture else "there is none"
             return Proposal(fits=False, score=0, reason=f"it learns from labelled volumes, and {lack}")
         several = situation.num_datasets > 1
-        together = {
-            "grid.spacing_mm": "1.5 mm for all datasets, as released",
-            "batch_size": "a step should see several datasets; released: 16 on 8 GPUs",
-        }
+        # Published weights have the published sizes.
+        is_small = (situation.memory_bytes or 2**40) < 2**32 and situation.encoder_weights is None
+        reasons = {"iterations": "200 epochs of 400 steps, as released"}
+        if several:
+            reasons["grid.spacing_mm"] = "1.5 mm for all datasets, as released"
+            reasons["batch_size"] = "a step should see several datasets; released: 16 on 8 GPUs"
+        if is_small:
+            why = "where memory is for small networks"
+            reasons |= {"config.channels": f"half of the released, {why}", "batch_size": f"many steps, {why}"}
         return Proposal(
             fits=True,
             score=90 if several else 30,
@@ -174,11 +183,12 @@ class Hermes(Method):
             if several
             else "made for several datasets; with one it is a U-Net with learned classifiers",
             iterations=80_000,
-            lr=2e-3,
+            lr=1e-3,
             weight_decay=1e-5,
-            batch_size=4 if several else None,
+            batch_size=1 if is_small else 4 if several else None,
             spacing_mm=(1.5, 1.5, 1.5) if several else None,
-            reasons={"iterations": "200 epochs of 400 steps, as released", **(together if several else {})},
+            config=SMALL if is_small else {},
+            reasons=reasons,
         )
 
     @classmethod
@@ -235,12 +245,8 @@ class Hermes(Method):
         for wrapper in ("ema_model_state_dict", "model_state_dict", "state_dict"):
             weights = weights.get(wrapper, weights)  # type: ignore[assignment]
         names = {name.removeprefix("module."): value for name, value in weights.items()}
-        self._take_over(
-            from_published(names, self.network),
-            tasks=PUBLISHED_TASKS,
-            modalities=PUBLISHED_MODALITIES,
-            where=str(self.plan.encoder_weights),
-        )
+        state, where = from_published(names, self.network), str(self.plan.encoder_weights)
+        self._take_over(state, tasks=PUBLISHED_TASKS, modalities=PUBLISHED_MODALITIES, where=where)
 
     def start_from(self, weights: Mapping[str, Tensor], plan: Plan, *, where: str) -> None:
         """Take over what another run predicts with; tokens go by the names of tasks and modalities."""
@@ -320,9 +326,11 @@ class Hermes(Method):
         return logits
 
     def heatmaps(self) -> Mapping[str, Heatmap]:
-        """Return how alike the tokens of tasks are."""
+        """Return how alike the tokens of tasks are in the network that predicts."""
+        averaged = copy.deepcopy(self.network)
+        averaged.load_state_dict(self.average.weights())
         with torch.no_grad():
-            rows = self.network.similarity().cpu().tolist()
+            rows = averaged.similarity().cpu().tolist()
         title, values = "Similarity of the task tokens (mean cosine over levels)", tuple(map(tuple, rows))
         return {"task_similarity": Heatmap(title=title, names=self.config.tasks, values=values)}
 
@@ -337,7 +345,7 @@ class Hermes(Method):
         )
         restore(self.network, state, where=where)
         self.average = MovingAverage(self.network)
-        known = sum(name in tasks for name in self.config.tasks)
+        known = len(set(tasks) & set(self.config.tasks))
         logger.info("%s: tokens of %d of %d tasks taken over.", where, known, len(self.config.tasks))
 
     def _learnt(self) -> tuple[DatasetPlan, ...]:
@@ -359,8 +367,7 @@ class Hermes(Method):
         )
 
     def _modality_of(self, case: Case, dataset: DatasetPlan) -> int:
-        known = self.config.modalities
-        asked = case.prompts.get("modality")
+        known, asked = self.config.modalities, case.prompts.get("modality")
         if asked is None:
             return modality_of_case(dataset, case.domain, known)
         return modality_of_name(asked, known)
@@ -375,14 +382,7 @@ def _new_datasets(config: Config, plan: Plan) -> tuple[DatasetPlan, ...]:
     """Return the datasets that only this run learns; none unless it is a transfer."""
     if config.transfer == "off":
         return ()
-    names = [dataset.name for dataset in plan.datasets]
-    for name in config.new_datasets:
-        if name not in names:
-            raise MethodError(
-                f"hermes: there is no dataset '{name}' in plan '{plan.name}' (config.new_datasets)"
-                f"{did_you_mean(name, names)}; it has {', '.join(names)}."
-            )
-    return tuple(dataset for dataset in plan.datasets if dataset.name in (config.new_datasets or names))
+    return named(config.new_datasets, plan) or plan.datasets
 
 
 def _with_names(config: Config, plan: Plan) -> Config:

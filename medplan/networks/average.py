@@ -39,10 +39,13 @@ class MovingAverage(nn.Module):
             else:
                 mine.copy_(value)
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return the averaged weights under the network's names."""
+        return {name: self.get_buffer(mine) for name, mine in self._names.items()}
+
     def call(self, network: nn.Module, *arguments: Any) -> Any:
         """Run the network with the averaged weights."""
-        weights = {name: self.get_buffer(mine) for name, mine in self._names.items()}
-        return functional_call(network, weights, arguments)
+        return functional_call(network, self.weights(), arguments)
 
 
 def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:

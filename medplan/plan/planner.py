@@ -115,7 +115,8 @@ def decide(
             f"{method}: learns every class of a dataset, and cannot be shown {', '.join(overrides.novel)} "
             "later (--novel)."
         )
-    proposal = method_class.propose(situation(fingerprints, overrides))
+    memory, _ = _target(overrides, gpu_memory_bytes)
+    proposal = method_class.propose(replace(situation(fingerprints, overrides), memory_bytes=memory))
     if not proposal.fits:
         raise MethodError(f"{method}: does not fit here: {proposal.reason}.")
     reasons: dict[str, str] = {"method": proposal.reason, **proposal.reasons}
@@ -147,7 +148,7 @@ def decide(
         lambda each: _fill_memory(each, needs, proposal, facts, overrides, measured, gpu_memory_bytes),
         draft,
         method_class.lighter(draft),
-        target_bytes=_target(overrides, gpu_memory_bytes)[0],
+        target_bytes=memory,
     )
     finished = method_class.settle(apply_settings(plan, overrides.settings, method_class.Config))
     if replace(finished, reasons={}) != replace(plan, reasons={}):

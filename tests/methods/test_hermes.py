@@ -213,6 +213,17 @@ def test_the_heat_map_shows_every_task_beside_itself():
     assert np.allclose(np.diag(values), 1, atol=1e-5) and np.allclose(values, values.T, atol=1e-6)
 
 
+def test_the_heat_map_shows_the_weights_that_predict():
+    method = build(make_plan())
+    before = method.heatmaps()
+    with torch.no_grad():
+        for pool in method.network.pools():
+            pool.tasks.normal_()
+    assert method.heatmaps() == before
+    method.average.update(method.network, decay=0.0)
+    assert method.heatmaps() != before
+
+
 def test_it_is_proposed_first_for_several_datasets_and_not_for_pictures():
     common = {"num_labelled": 9, "num_unlabelled": 0, "num_classes": 4, "domains": (), "modalities": ("CT",),
               "spacing_mm": (1.5, 1.5, 1.5), "median_shape": (64, 64, 64)}  # fmt: skip
