@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import threading
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ import numpy as np
 from medplan.data.labels import LabelSpace
 from medplan.data.rawcase import RawCase
 from medplan.plan.facts import CaseFacts, ClassFacts, Measured
+from medplan.plan.likeness import SIDE, Thumbnail
 from medplan.plan.statistics import Histogram, Intensity
 from medplan.records import encode, write_text
 
 __all__ = ["Cache", "digest_of"]
 
-VERSION = 1
+VERSION = 2
 ENDS_BYTES = 1 << 16
 
 logger = logging.getLogger(__name__)
@@ -85,6 +87,8 @@ class Cache:
         for name in ("nonzero", "foreground"):
             parts = getattr(measured, name)
             entry[f"{name}_points"] = None if parts is None else [_points(part) for part in parts]
+        if measured.thumbnail is not None:
+            entry["thumbnail"] = b64encode(measured.thumbnail.tobytes()).decode()
         line = json.dumps(entry)
         with self._lock:
             self._lines[case.id] = line
@@ -183,4 +187,9 @@ def _restored(entry: dict[str, Any]) -> Measured:
         nonzero=histograms["nonzero"],
         foreground=histograms["foreground"],
         notes=tuple(entry["notes"]),
+        thumbnail=_thumbnail(entry["thumbnail"]) if "thumbnail" in entry else None,
     )
+
+
+def _thumbnail(text: str) -> Thumbnail:
+    return np.frombuffer(b64decode(text), dtype=np.float16).reshape((SIDE,) * 3)

@@ -115,8 +115,11 @@ def fold_roles(
             )
         named = "none"
     published, said = choose_split(facts.splits, named, where=facts.name)
+    labels = facts.labels
+    if overrides.label_groups is not None:
+        labels = group_labels(labels, overrides.label_groups, where=facts.name)
     folds, reasons = assign_roles(
-        read.entries(facts, domain=facts.name if several else None),
+        read.entries(facts, labels, domain=facts.name if several else None),
         needs=needs,
         labelled=overrides.labelled,
         labelled_cases=[case for case in overrides.labelled_cases if not several or case in ids],
@@ -170,7 +173,7 @@ def _check_cases(facts: Sequence["Fingerprint"], overrides: Overrides) -> None:
     if len(facts) < 2:
         return
     labelled = {case.id for each in facts for case in each.cases if case.is_labelled}
-    domains = {entry.domain for each in facts for entry in read.entries(each, domain=each.name)}
+    domains = {entry.domain for each in facts for entry in read.entries(each, each.labels, domain=each.name)}
     for case in overrides.labelled_cases:
         if case not in labelled:
             raise PlanError(f"there is no labelled case '{case}' in any of the datasets (--labelled-cases).")

@@ -9,6 +9,7 @@ from medplan.data.boxes import Box, body_box, body_threshold, nonzero_box, value
 from medplan.data.checks import Loaded
 from medplan.data.labels import LabelSpace
 from medplan.data.rawcase import RawCase
+from medplan.plan.likeness import Thumbnail, thumbnail
 from medplan.plan.statistics import Histogram, Intensity, summarise
 
 __all__ = ["CaseFacts", "ClassFacts", "Measured", "measure"]
@@ -67,12 +68,13 @@ class CaseFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Facts, per channel what is needed to pool intensities over cases, and warnings as sentences."""
+    """Facts, per channel what pools intensities over cases, warnings as sentences, and a thumbnail."""
 
     facts: CaseFacts
     nonzero: tuple[Histogram, ...]
     foreground: tuple[Histogram, ...] | None
     notes: tuple[str, ...] = ()
+    thumbnail: Thumbnail | None = None
 
     def with_identity(self, case: RawCase, digest: str) -> "Measured":
         """Return the same with what does not depend on the voxels."""
@@ -102,7 +104,8 @@ def measure(case: RawCase, loaded: Loaded, labels: LabelSpace) -> Measured:
         domain=case.domain,
         patient=case.patient,
     )
-    return Measured(facts=facts, nonzero=nonzero, foreground=foreground)
+    small = thumbnail(array[0], geometry, threshold=thresholds[0], highest=facts.nonzero[0].p99_5)
+    return Measured(facts=facts, nonzero=nonzero, foreground=foreground, thumbnail=small)
 
 
 def _nothing() -> Histogram:

@@ -19,6 +19,7 @@ from medplan.data.rawcase import RawCase
 from medplan.errors import DataError
 from medplan.plan.cache import Cache
 from medplan.plan.facts import CaseFacts, ClassFacts, Measured, measure
+from medplan.plan.likeness import likeness
 from medplan.plan.modality import Source, mismatch, modalities
 from medplan.plan.schema import Modality
 from medplan.plan.statistics import Intensity, merge
@@ -50,6 +51,8 @@ class Fingerprint:
         notes: what is worth knowing, one sentence each.
         cases: training cases, sorted by id.
         splits: published splits by name, each a map from role to ids.
+        likeness: by case, how much it looks like all the others (see `medplan.plan.likeness`), where that
+            can be said.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Fingerprint:
     notes: tuple[str, ...]
     cases: tuple[CaseFacts, ...]
     splits: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    likeness: dict[str, float] = field(default_factory=dict)
 
     @property
     def num_labelled(self) -> int:
@@ -127,6 +131,7 @@ def _refusal(dataset: Dataset, errors: Sequence[Finding]) -> DataError:
 
 def _sum_up(dataset: Dataset, cases: Sequence[Measured]) -> Fingerprint:
     facts = [case.facts for case in cases]
+    alike = likeness([case.thumbnail for case in cases])
     with_classes = [case.foreground for case in cases if case.foreground is not None]
     pooled = with_classes or [case.nonzero for case in cases]
     channels = range(len(dataset.channels))
@@ -160,6 +165,7 @@ def _sum_up(dataset: Dataset, cases: Sequence[Measured]) -> Fingerprint:
         notes=tuple(notes),
         cases=tuple(facts),
         splits={name: dict(roles) for name, roles in dataset.splits.items()},
+        likeness={case.id: one for case, one in zip(facts, alike, strict=True) if one is not None},
     )
 
 

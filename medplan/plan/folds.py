@@ -23,7 +23,9 @@ class Entry:
     """What the split has to know of a case.
 
     Attributes:
-        typicality: distance from the middle of the dataset, for choosing an atlas; smaller is more typical.
+        typicality: distance from the middle of the dataset, for choosing an example; smaller is more typical.
+        lacking: classes that other cases have and it has not.
+        likeness: how much it looks like the others, for choosing an atlas; None where that is not known.
     """
 
     id: str
@@ -31,6 +33,8 @@ class Entry:
     domain: str | None = None
     patient: str | None = None
     typicality: float = 0.0
+    lacking: int = 0
+    likeness: float | None = None
 
 
 def kfold(count: int, *, folds: int, seed: int) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
@@ -174,7 +178,7 @@ def assign_roles(
     free = {entry.id for entry in inside} - {entry.id for entry in pool}
     folds, reasons["folds"] = split(pool) if published is None else _one_fold(pool, published)
     single = next((role for role in ("atlas", "support") if role in needs), None)
-    template = _template(pool, labelled_cases) if single else None
+    template, how = _template(pool, labelled_cases, single) if single else (None, "")
     taken = {template} if template is not None else set()
     learns_labels = single is None or "labelled" in needs
     result = []
@@ -205,7 +209,6 @@ def assign_roles(
             f"{kept} of {len(folds[0][0])} training cases keep their label ({asked}), seed {seed}"
         )
     if single is not None and template is not None:
-        how = "named by the user" if labelled_cases else "nearest to the median size among the labelled cases"
         reasons[f"folds.{single}"] = (
             f"case {template} ({how}); other labelled cases serve validation or are treated as unlabelled"
         )
@@ -220,10 +223,18 @@ def _is_source(entry: Entry, source: str | None, target: str | None) -> bool:
     return entry.domain == source if source is not None else entry.domain != target
 
 
-def _template(pool: Sequence[Entry], chosen: Sequence[str]) -> str | None:
+def _template(pool: Sequence[Entry], chosen: Sequence[str], role: str) -> tuple[str | None, str]:
+    """Return the case that is the atlas or the example, and why."""
     if chosen:
-        return chosen[0]
-    return min(pool, key=lambda entry: (entry.typicality, entry.id)).id if pool else None
+        return chosen[0], "named by the user"
+    if not pool:
+        return None, ""
+    if role == "atlas" and all(entry.likeness is not None for entry in pool):
+        best = min(pool, key=lambda entry: (entry.lacking, -(entry.likeness or 0), entry.id))
+        how = "of the labelled cases the most like all others once they lie alike"
+        return best.id, f"{how}: mean correlation {best.likeness:.3f}"
+    nearest = min(pool, key=lambda entry: (entry.typicality, entry.id))
+    return nearest.id, "nearest to the median size among the labelled cases"
 
 
 def _check(entries: Sequence[Entry], domains: Sequence[str | None], cases: Sequence[str], where: str) -> None:

@@ -8,6 +8,7 @@ from math import log
 from statistics import median
 from typing import Literal, TypeVar
 
+from medplan.data.labels import LabelSpace
 from medplan.plan.fingerprint import CaseFacts, Fingerprint
 from medplan.plan.folds import Entry
 from medplan.plan.grids import diameter_mm
@@ -114,18 +115,21 @@ def novel_classes(facts: Sequence[Fingerprint]) -> tuple[str, ...]:
     return tuple(missing)
 
 
-def entries(facts: Fingerprint, *, domain: str | None = None) -> tuple[Entry, ...]:
+def entries(facts: Fingerprint, labels: LabelSpace, *, domain: str | None = None) -> tuple[Entry, ...]:
     """Return what the split has to know of each case.
 
     Args:
+        labels: what is to be learned, which may be groups of the classes.
         domain: stands in for the domain of cases that have none.
     """
     sizes = [_log_size(case) for case in facts.cases]
     middle = [median(size[axis] for size in sizes) for axis in range(3)] if sizes else [0.0] * 3
-    most = max((len(case.classes) for case in facts.cases), default=0)
+    shown = [_num_shown(case, facts.labels, labels) for case in facts.cases]
+    most = max(shown, default=0)
     result = []
-    for case, size in zip(facts.cases, sizes, strict=True):
-        # An atlas should show every class; among those that do, the most usual size is taken.
+    for case, size, number in zip(facts.cases, sizes, shown, strict=True):
+        # An atlas should show every class; among those that do, the most usual one is taken.
+        lacking = most - number
         distance = sum(abs(a - b) for a, b in zip(size, middle, strict=True))
         result.append(
             Entry(
@@ -133,10 +137,21 @@ def entries(facts: Fingerprint, *, domain: str | None = None) -> tuple[Entry, ..
                 is_labelled=case.is_labelled,
                 domain=case.domain or domain,
                 patient=case.patient,
-                typicality=distance + INCOMPLETE * (most - len(case.classes)),
+                typicality=distance + INCOMPLETE * lacking,
+                lacking=lacking,
+                likeness=facts.likeness.get(case.id),
             )
         )
     return tuple(result)
+
+
+def _num_shown(case: CaseFacts, classes: LabelSpace, labels: LabelSpace) -> int:
+    """Return how many of `labels`, which may be groups of the classes, a case shows."""
+    if labels == classes:
+        return len(case.classes)
+    named = zip(classes.names, classes.values, strict=True)
+    values = {value for name, own in named if name in case.classes for value in own}
+    return sum(not values.isdisjoint(own) for own in labels.values)
 
 
 def _log_size(case: CaseFacts) -> list[float]:
