@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medplan.networks.average import MovingAverage
 
-__all__ = ["DenseContrast", "DenseHead", "Projection", "info_nce", "match"]
+__all__ = ["DenseContrast", "DenseHead", "Projection", "info_nce", "match", "queue_length"]
 
 TEMPERATURE = 0.2
 DIMENSION = 128
@@ -124,6 +124,13 @@ class DenseContrast(nn.Module):
         whole.index_copy_(0, places, whole_BD[:count].to(whole.dtype))
         dense.index_copy_(0, places, average_BD[:count].to(dense.dtype))
         place.copy_((place + count) % len(whole))
+
+
+def queue_length(pictures: int, *, asked: int, batch_size: int) -> int:
+    """Return how many negatives are kept: no more than there are pictures (0 if nobody knows), so that a
+    picture is not its own negative, in whole batches, and one batch at least.
+    """
+    return max(1, min(asked, pictures or asked) // batch_size) * batch_size
 
 
 def match(query_BCYX: Tensor, key_BCYX: Tensor) -> Tensor:

@@ -1,5 +1,5 @@
-"""Rotation, scaling and elastic deformation of patches, drawn where patches are cut and applied where batches
-live.
+"""Rotation, shear, scaling and elastic deformation of patches, drawn where patches are cut and applied
+where batches live.
 
 The sampler draws a transform first and then reads exactly the box of voxels that the transformed patch
     covers: an enlarged box is read (and resampled) for the patches that are rotated or scaled, and for no
@@ -55,6 +55,7 @@ class Spatial:
         rotation_probability, degrees: rotation by up to +- `degrees` about each axis that is rotated about.
         scaling_probability, scale: size of the region that fills the patch; half of the draws shrink it.
         in_plane: leave the slice axis alone (2-D patches, and 3-D patches with thick slices).
+        shear_degrees: slices are sheared along x by up to +- this angle whenever they are rotated.
         elastic_probability, elastic_voxels: smooth random displacement with this greatest length; off by
             default as in nnU-Net.
     """
@@ -64,6 +65,7 @@ class Spatial:
     scaling_probability: float = 0.2
     scale: tuple[float, float] = (0.7, 1.4)
     in_plane: bool = False
+    shear_degrees: float = 0.0
     elastic_probability: float = 0.0
     elastic_voxels: float = 6.0
 
@@ -80,23 +82,26 @@ class Spatial:
 
     def draw(self, rng: np.random.Generator, patch_size: Voxel) -> Transform | None:
         """Draw a transform for a patch, or None to leave it as it is."""
-        angles = np.zeros(3)
+        angles, shear = np.zeros(3), np.eye(3)
         if rng.random() < self.rotation_probability:
             angles = np.deg2rad(rng.uniform(-self.degrees, self.degrees, 3))
             if self.in_plane:
                 angles[1:] = 0.0
+            if self.shear_degrees > 0:
+                shear[2, 1] = np.tan(np.deg2rad(rng.uniform(-self.shear_degrees, self.shear_degrees)))
         zoom = self._draw_scale(rng) if rng.random() < self.scaling_probability else 1.0
         displacement = None
         if rng.random() < self.elastic_probability:
             displacement = self._draw_displacement(rng, patch_size)
-        if not angles.any() and zoom == 1.0 and displacement is None:
+        turns = bool(angles.any() or shear[2, 1])
+        if not turns and zoom == 1.0 and displacement is None:
             return None
         scales = np.array([1.0 if self.in_plane else zoom, zoom, zoom])
-        if not angles.any() and displacement is None:
+        if not turns and displacement is None:
             half = np.round((scales - 1) * patch_size / 2).astype(int)
             box = np.maximum(np.array(patch_size) + 2 * half, 1)
             return Transform(matrix=_rows(np.diag(box / patch_size)), box=_voxel(box), scales_only=True)
-        matrix = _rotation(angles) @ np.diag(scales)
+        matrix = _rotation(angles) @ shear @ np.diag(scales)
         reach = np.abs(matrix) @ np.array(patch_size)
         margin = np.ceil((reach - patch_size) / 2).astype(int) + 1
         if displacement is not None:

@@ -9,7 +9,8 @@ import torch
 from medplan import checkpoint
 from medplan.errors import MethodError, PlanError
 from medplan.method import Progress, Situation
-from medplan.methods.densemp import DenseMP, queue_length
+from medplan.methods.densemp import DenseMP
+from medplan.networks.dense_contrast import queue_length
 from medplan.networks.dilated_resnet import SIZES, FewShotEncoder
 from medplan.plan.memory import measure
 from medplan.plan.schema import DatasetPlan, Normalisation
@@ -133,11 +134,29 @@ def test_fine_tuning_learns_no_novel_class():
     ("pictures", "asked", "length"), [(0, 16, 16), (315, 65536, 312), (2, 65536, 4), (315, 10, 8), (0, 3, 4)]
 )
 def test_the_queue_holds_whole_batches_and_no_picture_twice(pictures, asked, length):
-    plan = planned(pretrain=pictures, queue_length=asked)
-    method = build(plan)
-    assert queue_length(plan, method.config) == length
+    method = build(planned(pretrain=pictures, queue_length=asked))
+    assert queue_length(pictures, asked=asked, batch_size=method.config.contrastive_batch) == length
     assert len(method.contrast.get_buffer("whole_queue")) == length
     assert length % method.config.contrastive_batch == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "rates", "second"),
+    [
+        ({}, torch.optim.AdamW, (3e-3, 3e-3), 1.0),
+        ({"finetune_lr": 1e-5}, torch.optim.AdamW, (3e-3, 1e-5), 1.0),
+        ({"optimizer": "sgd"}, torch.optim.SGD, (3e-3, 1e-4), 0.95),
+    ],
+)
+def test_episodes_are_learnt_with_adamw_after_a_warm_up_or_as_released(config, kind, rates, second):
+    plan = planned(**{"finetune_lr": None, **config})
+    method = build(plan)
+    for phase, lr in zip(("superpixel", "finetune"), rates, strict=True):
+        (optimizer,) = method.optimizers(phase).values()
+        assert type(optimizer) is kind and optimizer.param_groups[0]["lr"] == pytest.approx(lr)
+    (phase,) = (phase for phase in method.phases() if phase.name == "superpixel")
+    assert (phase.schedule(0.0) < 1e-3) == (second == 1.0)
+    assert phase.schedule(0.05) == pytest.approx(second**5 if second < 1 else 0.95**0.9)
 
 
 class Steps:

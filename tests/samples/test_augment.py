@@ -135,6 +135,19 @@ def test_contrast_keeps_the_range() -> None:
     assert out.min() >= image.min() and out.max() <= image.max() and out.std() > image.std()
 
 
+def test_a_shear_slants_slices_and_keeps_their_area() -> None:
+    spatial = Spatial(rotation_probability=1.0, degrees=0.0, in_plane=True, shear_degrees=5.0)
+    slants = []
+    for number in range(200):
+        transform = spatial.draw(np.random.default_rng(number), (1, 32, 32))
+        assert transform is not None and not transform.scales_only
+        matrix = np.array(transform.matrix)
+        scale = np.sqrt(np.linalg.det(matrix))
+        slants.append(np.rad2deg(np.arctan(matrix[2, 1] / scale)))
+        assert matrix[1, 2] == 0 and matrix[0, 0] == 1
+    assert 4 < np.max(slants) <= 5 and -5 <= np.min(slants) < -4
+
+
 def test_transforms_come_as_often_as_they_should() -> None:
     augmentation = Augmentation(patch_size=SIZE)
     drawn = [augmentation.draw(generator(index), num_channels=1) for index in range(2000)]
