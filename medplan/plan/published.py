@@ -15,8 +15,8 @@ Splits = Mapping[str, Split]
 def choose_split(splits: Splits, named: str | None, *, where: str) -> tuple[Split | None, str]:
     """Return the split to take in place of drawn folds, or None, and what to say about it.
 
-    A split with labelled and validation cases is taken by itself: it decides nothing but what the folds
-    would. One that hides labels, or leaves out cases for a test, has to be asked for.
+    A split into labelled, validation and perhaps test cases is taken by itself. One that hides labels has to
+    be asked for.
 
     Args:
         named: by the user; ``none`` takes no split.
@@ -32,7 +32,11 @@ def choose_split(splits: Splits, named: str | None, *, where: str) -> tuple[Spli
         return splits[str(named)], f"one fold, the published split '{named}' (--split)"
     if named == "none" or not splits:
         return None, ""
-    whole = [name for name, split in splits.items() if split.get("labelled") and split.get("validation")]
+    whole = [
+        name
+        for name, split in splits.items()
+        if split.get("labelled") and split.get("validation") and not split.get("unlabelled")
+    ]
     if len(whole) == 1:
         return splits[whole[0]], f"one fold, the published split '{whole[0]}' ('--split none' draws folds)"
     return None, f"; published splits to ask for with --split: {', '.join(sorted(splits))}"

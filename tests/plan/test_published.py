@@ -20,7 +20,8 @@ def test_a_split_that_only_divides_is_taken_by_itself() -> None:
 
 
 def test_a_split_that_hides_labels_has_to_be_asked_for() -> None:
-    assert choose_split({"few": FEW}, None, where="Phantom")[0] is None
+    for hiding in (FEW, {**WHOLE, "unlabelled": ("case003",)}):
+        assert choose_split({"few": hiding}, None, where="Phantom")[0] is None
     assert choose_split({"few": FEW}, "few", where="Phantom")[0] == FEW
 
 
