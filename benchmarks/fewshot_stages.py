@@ -3,9 +3,10 @@
     python benchmarks/fewshot_stages.py --workspace . --pretrain-on Radiology --seconds 120
 
 Every arm but the first gets the same processor seconds, in the parts that `ARMS` says; steps follow from the
-seconds that a step of each phase takes here. Half of the scans are trained on, the other half tested, one is
-the support; no slice that shows a tested organ is learnt from. The first phase looks at the pictures alone,
-so that one run of it serves all sets and groups. Arms whose figures are in ``--output`` are not done again.
+seconds that a step of each phase takes here. Fine-tuning alone learns at the rate of stage 2. Half of the
+scans are trained on, the other half tested, one is the support; no slice that shows a tested organ is learnt
+from. The first phase looks at the pictures alone, so that one run of it serves all sets and groups. Arms
+whose figures are in ``--output`` are not done again.
 """
 
 import argparse
@@ -147,9 +148,12 @@ def run(
 ) -> float:
     """Train with so many steps per phase, from weights of the backbone, and return the processor seconds."""
     training = replace(plan.training, iterations=sum(steps), checkpoint_every=10**6)
+    config = {**plan.config, "shares": list(steps)}
+    if not steps[1]:
+        config["finetune_lr"] = training.lr
     plan = replace(
         plan,
-        config={**plan.config, "shares": list(steps)},
+        config=config,
         training=training,
         encoder_weights=None if weights is None else str(weights),
     )

@@ -70,7 +70,6 @@ MULTIPLE = 32
 LARGEST_SIDE = 256
 TARGET_MM = 1.5
 WARMUP = 0.05
-FINETUNE_LR = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,13 +99,15 @@ class Config:
         hidden: channels inside the projections; None takes the backbone's. Released: 2048, the backbone's.
         optimizer: of the episodes: ``adamw`` with a warm-up, or ``sgd`` with steps of 0.95. Differs: released
             SGD, which learns a third less in a few hundred episodes.
-        finetune_lr: None takes 1e-4 with SGD (released), and with AdamW the rate of the phase before.
+        finetune_lr: released: 1e-4.
         momentum: of SGD. Released: 0.9.
         degrees, shear, zoom, shift, elastic: transforms of an episode's views: degrees, degrees, factors,
             pixels, pixels. Released: 5, 5, 0.9 to 1.2, 5, about 2.
         gamma: of the views' intensities. Released: 0.5 to 1.5.
-        correspondence: which slice of an example serves a slice: that at the same relative ``position`` in
-            the body, or the one of best ``similarity``. Differs: released with the true extent.
+        correspondence: which slice of an example serves a slice: the one that a ``fit`` of the scans puts
+            there, that at the same relative ``position`` in the body, or the one of best ``similarity``.
+            Differs: released with the true extent.
+        per_mm: with ``fit``: what a score gains per millimetre inside the outline that is carried over.
         margin: with ``position``: how far beyond the example's extent a class may reach, as a share of the
             body.
     """
@@ -132,7 +133,7 @@ class Config:
     norm_groups: int = 2
     hidden: int | None = None
     optimizer: OptimizerName = "adamw"
-    finetune_lr: float | None = None
+    finetune_lr: float = 1e-4
     momentum: float = 0.9
     degrees: float = 5.0
     shear: float = 5.0
@@ -140,7 +141,8 @@ class Config:
     shift: int = 5
     elastic: float = 2.0
     gamma: tuple[float, float] = (0.5, 1.5)
-    correspondence: Correspondence = "position"
+    correspondence: Correspondence = "fit"
+    per_mm: float = 0.1
     margin: float = 0.1
 
     def __post_init__(self) -> None:
@@ -169,7 +171,7 @@ class DenseMP(Method):
 
     @classmethod
     def propose(cls, situation: Situation) -> Proposal:
-        """Fit where one case at least is labelled, to show the classes; best where some are novel."""
+        """Fit where a case is labelled, to show the classes; best where some are novel."""
         if situation.num_datasets > 1:
             return Proposal(fits=False, score=0, reason="it learns one dataset at a time")
         if situation.num_labelled == 0:
@@ -302,10 +304,8 @@ class DenseMP(Method):
             parameters = [*self.encoder.backbone.parameters(), *self.contrast.head.parameters()]
         else:
             parameters, decay = list(self.encoder.parameters()), training.weight_decay
-            with_adamw, lr = config.optimizer == "adamw", training.lr
-            if phase == "finetune":
-                lr = config.finetune_lr or (lr if with_adamw else FINETUNE_LR)
-            if with_adamw:
+            lr = training.lr if phase == "superpixel" else config.finetune_lr
+            if config.optimizer == "adamw":
                 return {"main": AdamW(parameters, lr, weight_decay=decay)}
         return {"main": SGD(parameters, lr, config.momentum, weight_decay=decay)}
 
@@ -349,6 +349,7 @@ class DenseMP(Method):
             [other for other in support if other.codes is not None],
             num_outputs=self.dataset.labels.num_outputs if shown is None else len(shown) + 1,
             correspondence=self.config.correspondence,
+            per_mm=self.config.per_mm,
             margin=self.config.margin,
             parts=self.config.parts,
             shrink_by=self.config.mask_resize,
@@ -375,7 +376,6 @@ class DenseMP(Method):
         return {"loss": loss.detach(), "global": whole.detach(), "dense": cells.detach()}
 
     def _steps(self) -> dict[str, int]:
-        """Return the steps of each phase that has any, in order."""
         total, shares = self.plan.training.iterations, list(self.config.shares)
         if not self.seen or not any(fold.get("labelled") for fold in self.dataset.folds):
             shares[1:] = [shares[1] + shares[2], 0.0]

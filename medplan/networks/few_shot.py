@@ -1,8 +1,9 @@
 """Segmenting a case with the classes that support cases show, slice by slice.
 
-Which slice of a support case serves a slice of the query is decided without the query's label: by relative
-position in the body, or by likeness. With the extent of a class given (`Case.prompts` under ``extent``:
-code -> first and last slice), slices are matched part by part, as published comparisons do.
+Which slice of a support case serves a slice of the query is decided without the query's label: by fitting
+the support onto the query (`medplan.networks.carried`), by relative position in the body, or by likeness.
+With the extent of a class given (`Case.prompts` under ``extent``: code -> first and last slice), slices are
+matched part by part, as published comparisons do.
 """
 
 # Shapes: B patches, C channels or features, K outputs, Y X pixels or cells.
@@ -17,22 +18,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medplan.data.labels import IGNORE
+from medplan.networks.carried import Carried, carry_class
 from medplan.networks.prototypes import Classifier, Prototypes, Shrink, shrink
-from medplan.preprocess.crop import half_otsu
+from medplan.preprocess.carry import align_bodies, body_box, refine
 from medplan.samples.cases import Case
 from medplan.samples.slices import matching_slice, part_of, slices_of_parts, slices_with
 
-__all__ = ["Correspondence", "FewShotPredictor", "body_extent"]
+__all__ = ["Correspondence", "FewShotPredictor"]
 
-Correspondence = Literal["position", "similarity"]
+Correspondence = Literal["fit", "position", "similarity"]
+Volume = npt.NDArray[np.float32]
 Corner = tuple[int, int, int]
 Shot = tuple[int, int]
 """Number of the support case, and z of one of its slices."""
 
 ABSENT = -40.0
 """Twice the largest difference of two scores: a class that is ruled out."""
-
-BODY_SHARE = 0.02
 
 
 class FewShotPredictor:
@@ -44,7 +45,10 @@ class FewShotPredictor:
         classifier: compares features.
         support: cases with codes; code k stands for output k.
         num_outputs: K, background included.
-        correspondence: how slices are matched where no extent is given.
+        correspondence: how slices are matched where no extent is given; ``fit`` needs volumes with a spacing,
+            and matches by ``position`` where there are none.
+        per_mm: with ``fit``: what a pixel's score gains per millimetre inside the carried outline, and loses
+            outside it.
         margin: with ``position``: a slice lying further outside the class, as a share of the body, has none.
         parts: of a class along z, for extents and likeness.
         shrink_by: how masks come to the feature grid.
@@ -59,21 +63,28 @@ class FewShotPredictor:
         *,
         num_outputs: int,
         correspondence: Correspondence = "position",
+        per_mm: float = 0.1,
         margin: float = 0.1,
         parts: int = 3,
         shrink_by: Shrink = "area",
     ) -> None:
         self.encode, self.classifier, self.shrink_by = encode, classifier, shrink_by
         self.support, self.num_outputs = tuple(support), num_outputs
-        self.correspondence, self.margin, self.parts = correspondence, margin, parts
+        self.correspondence, self.per_mm, self.margin, self.parts = correspondence, per_mm, margin, parts
+        self.case = case
         self.extents: Mapping[int, tuple[int, int]] = case.prompts.get("extent", {})
         self.num_slices = case.shape[0]
         self.shown = {
             code: [(n, found) for n, other in enumerate(support) if len(found := slices_with(other, code))]
             for code in range(1, num_outputs)
         }
-        self.body = body_extent(case)
-        self.bodies = [body_extent(other) for other in support]
+        first = _first_channel(case)
+        others = [_first_channel(other) for other in support]
+        self.body = body_box(first)[0]
+        self.bodies = [body_box(other)[0] for other in others]
+        self.carried: dict[int, Carried] = {}
+        if correspondence == "fit" and per_mm > 0 and all(_has_extent(one) for one in (case, *support)):
+            self._carry(first, others)
         self._features: dict[Shot, Tensor] = {}
         self._prototypes: dict[tuple[int, tuple[Shot, ...]], tuple[Prototypes, Prototypes]] = {}
 
@@ -87,7 +98,38 @@ class FewShotPredictor:
             scores += [self._score(query, z, code) for code in range(1, self.num_outputs)]
             answers.append(torch.stack(scores, dim=1))
         logits = F.interpolate(torch.cat(answers), pictures.shape[-2:], mode="bilinear", align_corners=False)
-        return logits[:, :, None].float()
+        logits = logits.float()
+        for patch, corner, scores in zip(pictures, corners, logits, strict=True):
+            self._add_distances(scores, patch, corner)
+        return logits[:, :, None]
+
+    def _carry(self, first: Volume, others: Sequence[Volume]) -> None:
+        """Fit every support case onto the query, as a whole and then around each class."""
+        wholes = [
+            refine(align_bodies(first, other), first, other, target_mm=_mm(self.case), source_mm=_mm(case))
+            for other, case in zip(others, self.support, strict=True)
+        ]
+        for code, shown in self.shown.items():
+            if shown and code not in self.extents:
+                shots = [(others[n], self.support[n].label() == code, _mm(self.support[n]), wholes[n])
+                         for n, _ in shown]  # fmt: skip
+                self.carried[code] = carry_class(first, _mm(self.case), shots)
+
+    def _add_distances(self, scores_KYX: Tensor, patch_CYX: Tensor, corner: Corner) -> None:
+        """Add what each pixel's distance from the carried outlines is worth."""
+        if not self.carried:
+            return
+        height, width = scores_KYX.shape[-2:]
+        lower = (min(max(corner[0], 0), self.num_slices - 1), *corner[1:])
+        upper = (lower[0] + 1, lower[1] + height, lower[2] + width)
+        # The window may show the patch mirrored.
+        own = torch.from_numpy(self.case.image(lower, upper)[:, 0]).to(patch_CYX.device, patch_CYX.dtype)
+        turned = next(
+            (dims for dims in ((), (1,), (2,), (1, 2)) if torch.equal(own.flip(dims), patch_CYX)), ()
+        )
+        for code, carried in self.carried.items():
+            inside = torch.from_numpy(carried.distances(lower, upper)).to(scores_KYX.device)
+            scores_KYX[code] += self.per_mm * inside.flip([dim - 1 for dim in turned])
 
     def _score(self, query_1CYX: Tensor, z: int, code: int) -> Tensor:
         shots = self.shots(z, code, query_1CYX)
@@ -102,11 +144,16 @@ class FewShotPredictor:
         if code in self.extents:
             part = part_of(z, *self.extents[code], self.parts)
             return tuple((n, slices_of_parts(found, self.parts)[part]) for n, found in self.shown[code])
+        if code in self.carried:
+            if not self.carried[code].reaches(z):
+                return ()
+            matched = zip(self.shown[code], self.carried[code].positions(z), strict=True)
+            return tuple((n, int(found[np.abs(found - at).argmin()])) for (n, found), at in matched)
         if self.correspondence == "similarity" and query_1CYX is not None:
             return tuple((n, self._likest(n, found, query_1CYX)) for n, found in self.shown[code])
-        matched = [(n, *matching_slice(z, self.body, found, self.bodies[n])) for n, found in self.shown[code]]
-        near = min((outside for _, _, outside in matched), default=np.inf)
-        return tuple((n, best) for n, best, _ in matched) if near <= self.margin else ()
+        nearest = [(n, *matching_slice(z, self.body, found, self.bodies[n])) for n, found in self.shown[code]]
+        near = min((outside for _, _, outside in nearest), default=np.inf)
+        return tuple((n, best) for n, best, _ in nearest) if near <= self.margin else ()
 
     def _likest(self, number: int, found: Sequence[int] | npt.NDArray[Any], query_1CYX: Tensor) -> int:
         candidates = sorted(set(slices_of_parts(found, self.parts)))
@@ -150,13 +197,18 @@ class FewShotPredictor:
         return plane
 
 
-def body_extent(case: Case) -> tuple[int, int]:
-    """Return the first and last slice that shows the body: tissue in 2 % of the pixels at least."""
-    volume = np.asarray(case.pixels[0:1], dtype=np.float32)[0, :, ::2, ::2]
-    # Half of Otsu's threshold looks at every second slice, too.
-    tissue = (volume > half_otsu(volume)).mean((1, 2)) >= BODY_SHARE
-    slices = np.flatnonzero(tissue)
-    return (int(slices[0]), int(slices[-1])) if len(slices) else (0, max(0, case.shape[0] - 1))
+def _first_channel(case: Case) -> Volume:
+    return np.asarray(case.pixels[0:1], dtype=np.float32)[0]
+
+
+def _has_extent(case: Case) -> bool:
+    """Whether distances along z mean something."""
+    return case.spacing_mm is not None and case.shape[0] > 1
+
+
+def _mm(case: Case) -> tuple[float, float, float]:
+    assert case.spacing_mm is not None
+    return case.spacing_mm
 
 
 def _padded(picture: Tensor, multiple: int = 32) -> Tensor:

@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from medplan.networks.few_shot import ABSENT, FewShotPredictor, body_extent
+from medplan.networks.few_shot import ABSENT, FewShotPredictor
 from medplan.networks.prototypes import Classifier
+from medplan.preprocess.carry import body_box
 from medplan.samples.cases import Case
 
 SHAPE = (12, 64, 64)
@@ -59,7 +60,7 @@ def dice(found, truth):
     return 2 * (found & truth).sum() / max(1, found.sum() + truth.sum())
 
 
-@pytest.mark.parametrize("correspondence", ["position", "similarity"])
+@pytest.mark.parametrize("correspondence", ["fit", "position", "similarity"])
 def test_shown_classes_are_found_in_another_case(query, support, correspondence):
     found = segment(query, [support], correspondence=correspondence, margin=0.2)
     assert dice(found == 1, query.codes == 1) > 0.9 and dice(found == 2, query.codes == 2) > 0.9
@@ -84,7 +85,7 @@ def test_a_class_that_no_shot_shows_is_nowhere(query, support):
 
 def test_slices_far_from_the_example_have_none_of_the_class(query, support):
     predictor = FewShotPredictor(encode, Classifier(window=1), query, [support], num_outputs=3, margin=0.0)
-    body = body_extent(query)
+    body = body_box(query.image()[0])[0]
     assert body == (1, 10)
     assert predictor.shots(1, 1) == () and predictor.shots(4, 1) == ((0, 4),)
     logits = predictor(torch.zeros(1, 1, 1, 64, 64), [(1, 0, 0)])
@@ -112,7 +113,7 @@ def test_an_extent_of_one_slice_is_no_division_by_zero(query, support):
 
 def test_a_query_without_the_class_or_without_a_body_is_answered(support):
     nothing = Case(key="A/n", pixels=np.zeros((1, *SHAPE), np.float32))
-    assert body_extent(nothing) == (0, 11)
+    assert body_box(nothing.image()[0])[0] == (0, 11)
     assert segment(nothing, [support]).shape == SHAPE
 
 
@@ -127,3 +128,37 @@ def test_support_of_any_size_is_padded_to_the_encoder(query):
     small = make_case("s", [(1, 2.0, 3, 6, 16)])
     small = replace(small, pixels=small.pixels[..., :50, :45], codes=small.codes[..., :50, :45])
     assert dice(segment(query, [small], num_outputs=2, margin=0.2) == 1, query.codes == 1) > 0.9
+
+
+def test_a_fit_finds_slices_and_outlines_of_a_scan_that_shows_more_and_lies_elsewhere(support):
+    """The same body, moved within its scan, with more slices: the outline alone finds the organ."""
+    moved = make_case("q", [])
+    pixels = np.zeros((1, 18, *SHAPE[1:]), np.float32)
+    codes = np.zeros(pixels.shape[1:], np.int16)
+    pixels[:, 4:16, 2:62, 5:64] = support.pixels[:, :, :60, :59]
+    codes[4:16, 2:62, 5:64] = support.codes[:, :60, :59]
+    moved = replace(moved, pixels=pixels, codes=codes)
+    predictor = FewShotPredictor(
+        encode, Classifier(window=1), moved, [support], num_outputs=3, correspondence="fit", per_mm=10.0
+    )
+    assert predictor.shots(8, 1) == ((0, 4),)
+    found = segment(moved, [support], correspondence="fit", per_mm=10.0)
+    assert dice(found == 1, codes == 1) > 0.8 and dice(found == 2, codes == 2) > 0.8
+
+
+def test_outlines_follow_windows_and_mirrored_windows(query, support):
+    predictor = FewShotPredictor(
+        encode, Classifier(window=1), query, [support], num_outputs=3, correspondence="fit", per_mm=10.0
+    )
+    whole = torch.from_numpy(query.image()[None, :, 5:6])
+    part = whole[..., 8:40, 20:52]
+    (expected,) = predictor(part, [(5, 8, 20)])
+    (mirrored,) = predictor(part.flip(4), [(5, 8, 20)])
+    inside = expected.argmax(0)[0]
+    assert torch.equal(mirrored.argmax(0)[0].flip(1), inside) and inside.any()
+
+
+def test_pictures_and_given_extents_are_not_fitted(query, support):
+    plain = {"num_outputs": 3, "correspondence": "fit"}
+    for case in (replace(query, spacing_mm=None), replace(query, prompts={"extent": {1: (4, 7), 2: (7, 8)}})):
+        assert not FewShotPredictor(encode, Classifier(window=1), case, [support], **plain).carried
