@@ -81,6 +81,7 @@ __all__ = ["METHOD", "Config", "SDMessenger"]
 FROM_SCRATCH: Mapping[str, Any] = {
     "optimizer": "adamw",
     "lr_warmup": 0.05,
+    "memory": "paired",
     "class_weights": False,
     "warmup": 0.4,
     "warmup_exchange": False,
@@ -104,8 +105,8 @@ class Config:
         messenger: ``stage`` behind stages of the encoder (released); ``block`` inside the last stage's blocks
             (the paper, Mix Transformer only); ``off`` leaves the exchange of features out.
         stages: stages with a messenger, from 1 at the finest or -1 at the coarsest. Released: (4,) or all.
-        memory: what labelled samples attend to: all unlabelled samples of the batch (released) or their
-            partner.
+        memory: what labelled samples attend to: all unlabelled samples of the batch (released; its cost
+            grows with the square of the batch) or their partner.
         heads, dropout: of the messenger. Released: 2 and 0.1.
         alpha: share of the exchanged features with ``block``. First release: 0.5.
         learn_from_unlabelled: False trains the same network on the labelled cases alone, as a reference.
