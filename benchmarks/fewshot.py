@@ -4,8 +4,9 @@
 
 ``published`` follows SSL-ALPNet and DenseMP: the true extent of the class along z is known, split into three
 parts, each served by the middle slice of the same part of the support; only slices of the extent are scored,
-so that false positives elsewhere cost nothing. ``honest`` knows nothing of the query: slices are matched by
-position (or likeness), every slice is scored.
+so that false positives elsewhere cost nothing. The other modes know nothing of the query and score every
+slice: ``position`` matches slices by their position in the body, ``fit`` fits the support onto the query, and
+``outline`` takes what that fit carries over as it is, without any network.
 
 WEIGHTS.pt is a run's ``last.pt``, or what a phase left (``contrastive.pt``, ``superpixel.pt``). ``--random``
 takes its plan and leaves the encoder random.
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from medplan import checkpoint, registry
@@ -29,7 +31,8 @@ from medplan.samples.cases import Case, CaseStore
 from medplan.samples.slices import slices_with
 from medplan.workspace import Workspace
 
-MODES = ("published", "honest")
+Mask = npt.NDArray[np.bool_]
+MODES = ("published", "position", "fit", "outline")
 
 
 def main() -> None:
@@ -40,14 +43,11 @@ def main() -> None:
     parser.add_argument("--classes", nargs="+", help="default: the novel ones of the plan")
     parser.add_argument("--random", action="store_true", help="leave the encoder as it is drawn")
     parser.add_argument("--encoder", type=Path, help="with --random: take the backbone from this file")
-    parser.add_argument("--correspondence", default="position", choices=["position", "similarity"])
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     state = checkpoint.load(options.weights)
     plan = checkpoint.plan_of(state, path=options.weights)
-    plan = replace(
-        plan, encoder_weights=None, config={**plan.config, "correspondence": options.correspondence}
-    )
+    plan = replace(plan, encoder_weights=None)
     torch.manual_seed(plan.training.seed)
     method = registry.find(plan.method)(plan)
     if not options.random:
@@ -102,18 +102,28 @@ def score(
     truth = case.label() == code
     found = slices_with(case, code)
     if not len(found):
-        return {"published": float("nan"), "honest": float("nan")}
+        return dict.fromkeys(MODES, float("nan"))
     extent = (int(found[0]), int(found[-1]))
     labels = replace(plan.learned[0].labels, names=("class",), values=((1,),))
     dice = {}
-    for mode, prompts in (("published", {"extent": {1: extent}}), ("honest", {})):
+    for mode in MODES[:3]:
+        prompts = {"extent": {1: extent}} if mode == "published" else {}
+        matched = "position" if mode == "published" else mode
+        method.config = replace(method.config, correspondence=matched)
         query = replace(case, prompts={**prompts, "classes": ("class",)})
         predictor = method.predictor(query, shown)
         predicted = predict_classes(predictor, query, labels, patch_size=plan.patch_size, device=device) == 1
         inside = slice(extent[0], extent[1] + 1) if mode == "published" else slice(None)
-        overlap = (predicted[inside] & truth[inside]).sum()
-        dice[mode] = float(2 * overlap / (predicted[inside].sum() + truth[inside].sum()))
-    return dice
+        dice[mode] = overlap(predicted[inside], truth[inside])
+    outline = np.zeros(case.shape, bool)
+    carried = predictor.carried[1]
+    box = zip(carried.box, carried.inside_mm.shape, strict=True)
+    outline[tuple(slice(low, low + length) for low, length in box)] = carried.inside_mm > 0
+    return {**dice, "outline": overlap(outline, truth)}
+
+
+def overlap(one: Mask, other: Mask) -> float:
+    return float(2 * (one & other).sum() / max(1, one.sum() + other.sum()))
 
 
 def remembering(encode: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:

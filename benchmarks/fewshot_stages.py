@@ -171,7 +171,7 @@ def store_of(space: Workspace, plan: Plan) -> CaseStore:
 
 
 def table(rows: dict[str, Any]) -> str:
-    """Return mean Dice in percent, published / honest, a column per set and group."""
+    """Return mean Dice in percent, the modes in their order, a column per set and group."""
     columns = list(dict.fromkeys(key.split(": ")[0] for key in rows))
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for arm in ARMS:

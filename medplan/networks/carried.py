@@ -46,16 +46,17 @@ class Carried:
 
     def distances(self, lower: Voxel, upper: Voxel) -> npt.NDArray[np.float32]:
         """Return those of the box (1, Y, X) as (Y, X)."""
-        result = np.full([high - low for low, high in zip(lower, upper, strict=True)], -REACH_MM, np.float32)
+        shape = [high - low for low, high in zip(lower, upper, strict=True)]
+        result: npt.NDArray[np.float32] = np.full(shape[1:], -REACH_MM, np.float32)
         here, there = [], []
         for low, high, first, length in zip(lower, upper, self.box, self.inside_mm.shape, strict=True):
             start, stop = max(low, first), min(high, first + length)
             if start >= stop:
-                return result[0]
+                return result
             here.append(slice(start - low, stop - low))
             there.append(slice(start - first, stop - first))
-        result[tuple(here)] = self.inside_mm[tuple(there)]
-        return result[0]
+        result[here[1], here[2]] = self.inside_mm[tuple(there)][0]
+        return result
 
 
 def carry_class(target: Volume, target_mm: Millimetres, shots: Sequence[Shot]) -> Carried:

@@ -198,7 +198,8 @@ class FewShotPredictor:
 
 
 def _first_channel(case: Case) -> Volume:
-    return np.asarray(case.pixels[0:1], dtype=np.float32)[0]
+    channel: Volume = np.asarray(case.pixels[0:1], dtype=np.float32)[0]
+    return channel
 
 
 def _has_extent(case: Case) -> bool:

@@ -5,6 +5,7 @@ A map along axes is applied as three small matrix products, so that hundreds can
 
 # Shapes: Z Y X voxels of the scan that is carried to, z y x of the one that is carried from.
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,7 @@ class AxisMap:
     def carry(self, volume: Volume, shape: tuple[int, int, int]) -> Volume:
         """Resample (z, y, x) linearly onto (Z, Y, X); 0 outside."""
         positions = [
-            scale * np.arange(length) + offset
+            scale * np.arange(length, dtype=np.float64) + offset
             for scale, offset, length in zip(self.scale, self.offset, shape, strict=True)
         ]
         pulls = [_pull(where, length) for where, length in zip(positions, volume.shape, strict=True)]
@@ -146,7 +147,7 @@ class _Likeness:
         one = self.target - float((self.target * weight).sum()) / total
         other = carried - float((carried * weight).sum()) / total
         spread = float((weight * one * one).sum()) * float((weight * other * other).sum())
-        return float((weight * one * other).sum()) / (spread**0.5 + 1e-9)
+        return float((weight * one * other).sum()) / (math.sqrt(spread) + 1e-9)
 
 
 def _coarse(volume: Volume, spacing_mm: Millimetres) -> tuple[Volume, list[npt.NDArray[np.float64]]]:
@@ -162,10 +163,11 @@ def _coarse(volume: Volume, spacing_mm: Millimetres) -> tuple[Volume, list[npt.N
     return _apply([pull / pull.sum(1, keepdims=True) for pull in pulls], volume), places
 
 
-def _pull(where: npt.NDArray[np.float64], length: int, *, width: float = 1.0) -> Volume:
+def _pull(where: npt.NDArray[np.floating], length: int, *, width: float = 1.0) -> Volume:
     """Return the matrix (places, length) of linear interpolation, or of averages over more than a voxel."""
     distance = np.abs(where[:, None] - np.arange(length)[None])
-    return np.maximum(0.0, 1.0 - distance / max(1.0, width)).astype(np.float32)
+    weights: Volume = np.maximum(0.0, 1.0 - distance / max(1.0, width)).astype(np.float32)
+    return weights
 
 
 def _apply(pulls: list[Volume], volume: Volume) -> Volume:
