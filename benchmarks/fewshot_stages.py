@@ -13,8 +13,8 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +102,9 @@ def measure(space: Workspace, plan: Plan, arm: str, seconds: float, runtime: Run
     steps, spent, weights = [0, 0, 0], 0.0, None
     if first:
         weights, steps[0], spent = first_phase(space, plan, first, runtime)
-    rates = [rate(space, plan, phase, weights, runtime) if part else 0.0 for phase, part in
-             zip(PHASES[1:], others, strict=True)]  # fmt: skip
-    steps[1:] = [round(part / one) if part else 0 for part, one in zip(others, rates, strict=True)]
+    for number, part in enumerate(others, 1):
+        if part:
+            steps[number] = max(1, round(part / pace(space, plan.name, PHASES[number], runtime)))
     folder = space.run_folder(plan.name, "densemp", arm.replace(" ", "")) / "fold_0"
     if any(steps[1:]):
         spent += run(space, plan, (0, *steps[1:]), weights, folder, runtime)
@@ -124,23 +124,24 @@ def first_phase(space: Workspace, plan: Plan, seconds: float, runtime: Runtime) 
     folder = space.root / "results" / f"stage1_{seconds:g}s_seed{plan.training.seed}"
     record, weights = folder / "steps.json", folder / "contrastive.pt"
     if not record.is_file():
-        steps = round(seconds / rate(space, plan, "contrastive", None, runtime))
+        steps = max(1, round(seconds / pace(space, plan.name, "contrastive", runtime)))
         spent = run(space, plan, (steps, 1, 0), None, folder, runtime)
         record.write_text(json.dumps([steps, spent]))
     steps, spent = json.loads(record.read_text())
     return weights, steps, spent
 
 
-def rate(space: Workspace, plan: Plan, phase: str, weights: Path | None, runtime: Runtime) -> float:
-    """Return the processor seconds that a step takes: those of 14 steps without those of 4."""
+@lru_cache
+def pace(space: Workspace, name: str, phase: str, runtime: Runtime) -> float:
+    """Return the processor seconds that a step takes: those of 24 steps without those of 4."""
+    plan = read_json(Plan, space.plan_path(name, "densemp"))
     seconds = []
-    for number in (4, 14):
-        steps = tuple(number if name == phase else 0 for name in PHASES)
-        if phase == "contrastive":
-            steps = (number, 1, 0)
-        folder = space.root / "results" / "pace" / f"{plan.name}_{phase}_{number}_{time.time_ns()}"
-        seconds.append(run(space, plan, steps, weights, folder, runtime))
-    return (seconds[1] - seconds[0]) / 10
+    # What is done once per process falls to the first run, which does not count.
+    for turn, number in enumerate((4, 4, 24)):
+        steps = tuple(number if phase == one else int(one == "superpixel") for one in PHASES)
+        folder = space.root / "results" / "pace" / f"{name}_{phase}_{turn}"
+        seconds.append(run(space, plan, steps, None, folder, runtime))
+    return max(1e-3, (seconds[2] - seconds[1]) / 20)
 
 
 def run(
