@@ -13,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
