@@ -8,7 +8,10 @@ import numpy as np
 
 from medplan.plan.schema import Modality, Normalisation
 
-__all__ = ["choose_crop", "choose_dims", "choose_normalisation", "choose_spacing", "diameter_mm"]
+__all__ = [
+    "choose_crop", "choose_dims", "choose_normalisation", "choose_orientation", "choose_spacing",
+    "diameter_mm",
+]  # fmt: skip
 
 TARGET_MM = 1.5
 THICK_MM = 3.0
@@ -89,6 +92,26 @@ def _too_small(
                 f"(fewer than {SMALL_CLASS_VOXELS})"
             )
     return None
+
+
+def choose_orientation(
+    slice_axes: Sequence[Literal["z", "y", "x"] | None], *, dims: int, is_picture: bool, tells_sides: bool
+) -> tuple[str | None, str]:
+    """Choose the canonical orientation, or None to keep the axes as they are stored, and give the reason.
+
+    Args:
+        slice_axes: per case the canonical axis that its thick slices are stacked along; None without such.
+        tells_sides: classes differ by side, so that left and right should not depend on the storage.
+    """
+    if is_picture:
+        return None, "pictures stay as they are"
+    found = sorted({axis for axis in slice_axes if axis is not None})
+    if None in slice_axes or tells_sides or found in ([], ["z"]) or (dims == 3 and len(found) == 1):
+        return "RAS", "canonical"
+    return None, (
+        f"as stored: thick slices are stacked along {' or '.join(found)} of the canonical orientation, which "
+        "would cut across them"
+    )
 
 
 def choose_crop(

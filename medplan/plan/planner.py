@@ -14,7 +14,7 @@ from medplan.errors import MethodError, PlanError, did_you_mean
 from medplan.plan import summary as read
 from medplan.plan.alignment import choose_alignment
 from medplan.plan.dataset_plans import fold_roles, plan_datasets
-from medplan.plan.grids import choose_crop, choose_dims, choose_spacing
+from medplan.plan.grids import choose_crop, choose_dims, choose_orientation, choose_spacing
 from medplan.plan.lighten import fill_or_lighten
 from medplan.plan.overrides import Overrides, apply_settings
 from medplan.plan.schema import Grid, Plan, Training
@@ -193,8 +193,11 @@ def _grid(
     is_picture = read.is_picture(facts)
     modalities = [modality for each in facts for modality in each.modalities]
     crop, reasons["grid.crop"] = choose_crop(modalities, is_picture=is_picture)
-    orientation = None if is_picture else "RAS"
-    reasons["grid.orientation"] = "pictures stay as they are" if is_picture else "canonical"
+    sided = needs.aligned or any(each.labels.tells_sides for each in facts)
+    orientation, reasons["grid.orientation"] = choose_orientation(
+        read.slice_axes(facts), dims=dims, is_picture=is_picture, tells_sides=sided
+    )
+    facts = facts if orientation is not None else read.as_stored(facts)
     spacing = overrides.value("grid.spacing_mm", "spacing")
     if spacing is not None and spacing[0] is not None:
         if is_picture:

@@ -4,6 +4,7 @@ All axes are z, y, x of the canonical orientation, in which fingerprints, being 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import log
 from statistics import median
 from typing import Literal, TypeVar
@@ -15,8 +16,8 @@ from medplan.plan.grids import diameter_mm
 from medplan.plan.schema import Grid
 
 __all__ = [
-    "class_diameters_mm", "entries", "foreground", "grid_shapes", "has_masked_background", "is_picture",
-    "median_extent_mm", "median_shape", "median_spacing_mm", "novel_classes",
+    "as_stored", "class_diameters_mm", "entries", "foreground", "grid_shapes", "has_masked_background",
+    "is_picture", "median_extent_mm", "median_shape", "median_spacing_mm", "novel_classes", "slice_axes",
 ]  # fmt: skip
 
 Voxels = tuple[int, int, int]
@@ -27,6 +28,7 @@ MASKED_SHARE = 0.75
 """A box of non-zero intensities smaller than this share of the image tells of a mask, as in nnU-Net."""
 
 INCOMPLETE = 1000.0
+THICKER = 2.0
 
 
 def is_picture(facts: Sequence[Fingerprint]) -> bool:
@@ -69,7 +71,7 @@ def class_diameters_mm(facts: Sequence[Fingerprint]) -> dict[str, float]:
 def grid_shapes(facts: Sequence[Fingerprint], grid: Grid) -> list[Voxels]:
     """Return the shape that each case will have on the grid; that of the case all are aligned to, if any."""
     shapes = []
-    cases = _cases(facts)
+    cases = _cases(facts if grid.orientation is not None else as_stored(facts))
     if grid.align_to is not None:
         cases = [case for case in cases if case.id == grid.align_to][:1] * len(cases)
     for case in cases:
@@ -83,6 +85,24 @@ def grid_shapes(facts: Sequence[Fingerprint], grid: Grid) -> list[Voxels]:
             sides = (scaled[0], scaled[1], scaled[2])
         shapes.append(sides)
     return shapes
+
+
+def slice_axes(facts: Sequence[Fingerprint]) -> list[Literal["z", "y", "x"] | None]:
+    """Return per case the canonical axis along which slices at least twice as thick as pixels are stacked."""
+    axes: list[Literal["z", "y", "x"] | None] = []
+    for case in _cases(facts):
+        spacing = _spacing(case) or (1.0, 1.0, 1.0)
+        second, thickest = sorted(spacing)[1:]
+        names: tuple[Literal["z", "y", "x"], ...] = ("z", "y", "x")
+        axes.append(names[spacing.index(thickest)] if thickest >= THICKER * second else None)
+    return axes
+
+
+def as_stored(facts: Sequence[Fingerprint]) -> list[Fingerprint]:
+    """Return the facts as if the stored axes were the canonical ones, for a grid that keeps them."""
+    return [
+        replace(each, cases=tuple(replace(case, orientation="RAS") for case in each.cases)) for each in facts
+    ]
 
 
 def median_shape(shapes: Sequence[Voxels]) -> Voxels:

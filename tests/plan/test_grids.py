@@ -1,8 +1,15 @@
 import math
+from typing import Any
 
 import pytest
 
-from medplan.plan.grids import choose_crop, choose_normalisation, choose_spacing, diameter_mm
+from medplan.plan.grids import (
+    choose_crop,
+    choose_normalisation,
+    choose_orientation,
+    choose_spacing,
+    diameter_mm,
+)
 
 WIDE = (200.0, 200.0, 200.0)
 
@@ -49,3 +56,21 @@ def test_ct_without_labels_gets_a_fixed_window() -> None:
 
 def test_pictures_are_not_cropped() -> None:
     assert choose_crop(("RGB",), is_picture=True)[0] == "none"
+
+
+@pytest.mark.parametrize(
+    ("axes", "dims", "expected"),
+    [
+        (["z", "z"], 2, "RAS"),
+        ([None, None], 2, "RAS"),
+        (["x", None], 2, "RAS"),
+        (["x", "x"], 3, "RAS"),
+        (["x", "x"], 2, None),
+        (["x", "y"], 3, None),
+    ],
+)
+def test_slices_are_never_cut_across(axes: list[Any], dims: int, expected: str | None) -> None:
+    chosen, reason = choose_orientation(axes, dims=dims, is_picture=False, tells_sides=False)
+    assert chosen == expected
+    assert ("stored" in reason) == (expected is None)
+    assert choose_orientation(axes, dims=dims, is_picture=False, tells_sides=True)[0] == "RAS"

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -286,3 +287,12 @@ def test_datasets_to_pretrain_on_may_have_other_channels_and_serve_every_fold(
     assert made.roles(4)["pretrain"] == made.roles(0)["pretrain"] == made.roles("all")["pretrain"]
     with pytest.raises(PlanError, match="equally many channels"):
         plan(fingerprint("A"), pictures, method=toy(several_datasets=True))
+
+
+def test_oblique_slices_keep_their_axes(plan: Make, fingerprint: Make) -> None:
+    facts = fingerprint(shape=(12, 200, 220), spacing_mm=(8.0, 1.5, 1.5), orientation="PSR")
+    turned = replace(facts.cases[0], orientation="LSP")
+    made = plan(replace(facts, cases=(turned, *facts.cases[1:])))
+    assert made.grid.orientation is None
+    assert made.grid.spacing_mm == (8.0, 1.5, 1.5)
+    assert made.patch_size[0] <= 12 < made.patch_size[1]
