@@ -382,7 +382,8 @@ def abdomen_ct_mr(root: Path) -> Tree:
     tree: Tree = {}
     for name, case in synapse_raw(root / "ct").items():
         if case.label is not None:
-            tree[name] = Expected(case.images, renumbered(case.label, joined), case.affine, "CT", name)
+            windowed = tuple(np.clip(image, -125, 275) for image in case.images)
+            tree[name] = Expected(windowed, renumbered(case.label, joined), case.affine, "CT", name)
     for name, case in chaos_prepared(root / "mr").items():
         tree[name] = Expected(case.images, case.label, case.affine, "MR", case.patient)
     return tree
