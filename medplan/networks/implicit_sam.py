@@ -50,7 +50,10 @@ def as_sam_sees(image_BCYX: Tensor, *, normalised: bool = True) -> Tensor:
     image_B3YX = image_BCYX.expand(-1, 3, -1, -1)
     if not normalised:
         return image_B3YX
-    mean, std = (image_B3YX.new_tensor(values)[:, None, None] / 255 for values in (_MEAN, _STD))
+    mean, std = (
+        torch.tensor(values).to(image_B3YX, non_blocking=True)[:, None, None] / 255
+        for values in (_MEAN, _STD)
+    )
     return (image_B3YX - mean) / std
 
 
@@ -94,7 +97,9 @@ class AdaptedEncoder(nn.Module):
             picture = spectrum(image_B3YX, compat=self.compat).to(image_B3YX.dtype)
             waves_BhwD = vit.patch_embed(picture.expand(-1, 3, -1, -1)) + vit.pos_embed
         for number, block in enumerate(vit.blocks):
-            tokens_BhwD = block(tokens_BhwD)
+            # SAM counts positions on the default device and would send them over in every block.
+            with tokens_BhwD.device:
+                tokens_BhwD = block(tokens_BhwD)
             if waves_BhwD is not None:
                 waves_BhwD = self.frequency[number](waves_BhwD)
                 tokens_BhwD = tokens_BhwD + self.strength * waves_BhwD
@@ -164,7 +169,7 @@ class ImplicitSam(nn.Module):
         # Corner codes turn by hundreds of radians across the image: half precision would scatter them.
         with self._in_full_precision():
             # SAM names the first and the last pixel inside.
-            pixels_B4 = box_B4 - box_B4.new_tensor((0.0, 0.0, 1.0, 1.0))
+            pixels_B4 = box_B4 - torch.tensor((0.0, 0.0, 1.0, 1.0)).to(box_B4, non_blocking=True)
             corners_B2C, dense_BChw = self.prompt_encoder(
                 points=None, boxes=pixels_B4, masks=self._masks(box_B4)
             )

@@ -147,7 +147,7 @@ def alignment_loss(
 def _cross_entropy(scores_B2YX: Tensor, label_BYX: Tensor, *, background_weight: float) -> Tensor:
     label = label_BYX.long()
     logits = F.interpolate(scores_B2YX, label.shape[-2:], mode="bilinear", align_corners=False)
-    weights = logits.new_tensor([background_weight, 1.0])
+    weights = torch.tensor([background_weight, 1.0]).to(logits, non_blocking=True)
     loss = F.cross_entropy(logits, label, weights, ignore_index=IGNORE, reduction="none").flatten(1).sum(1)
     mass = background_weight * (label == 0).flatten(1).sum(1) + (label == 1).flatten(1).sum(1)
     return loss / mass.clamp_min(MIN_MASS)

@@ -37,7 +37,7 @@ class RandomAffine:
         # Pulling: a position is taken nearer to the centre where the image shall grow.
         matrix = rotations(angles) / (low + (high - low) * uniform[:, 3]).view(-1, 1, 1)
         shape = image.shape[-3:]
-        flow = affine_flow(matrix.to(image.device), (shape[0], shape[1], shape[2]))
+        flow = affine_flow(matrix.to(image.device, non_blocking=True), (shape[0], shape[1], shape[2]))
         turned = {
             "image": warp(image, flow, outside="zeros"),
             "unlabelled_image": warp(batch["unlabelled_image"], flow, outside="zeros"),

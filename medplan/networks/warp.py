@@ -56,7 +56,7 @@ def warp(
         flow = flow_B3ZYX.to(torch.promote_types(flow_B3ZYX.dtype, torch.float32))
         volume = volume_BCZYX.to(flow.dtype)
         sides = torch.tensor([max(side - 1, 1) for side in volume.shape[-3:]], dtype=flow.dtype)
-        scale = (2 / sides).to(flow.device).view(1, 3, 1, 1, 1)
+        scale = (2 / sides).to(flow.device, non_blocking=True).view(1, 3, 1, 1, 1)
         positions = (voxel_grid(flow) + flow) * scale - 1
         return F.grid_sample(
             volume,
@@ -107,7 +107,8 @@ def jacobian_determinants(flow_B3ZYX: Tensor) -> Tensor:
 def affine_flow(matrix_B33: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Return the flow (B, 3, *shape) that maps each voxel p to ``centre + matrix (p - centre)``."""
     grid = voxel_grid(matrix_B33.new_zeros(shape))
-    centre = torch.tensor([(side - 1) / 2 for side in shape], dtype=grid.dtype, device=grid.device)
+    centre = torch.tensor([(side - 1) / 2 for side in shape], dtype=grid.dtype)
+    centre = centre.to(grid.device, non_blocking=True)
     offset = grid - centre.view(1, 3, 1, 1, 1)
     flow: Tensor = torch.einsum("bij,kjzyx->bizyx", matrix_B33, offset) - offset
     return flow

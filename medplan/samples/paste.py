@@ -99,7 +99,7 @@ def boxes_around_foreground(
     chosen = ((flat == code).cumsum(1) > rank).int().argmax(1)
     plane = shape[1] * shape[2]
     centre = torch.stack([chosen // plane, chosen % plane // shape[2], chosen % shape[2]], 1)
-    sizes = torch.tensor(shape, device=flat.device)
+    sizes = torch.tensor(shape).to(flat.device, non_blocking=True)
     low, high = fraction
     side = (sizes * (low + (high - low) * uniform_B6[:, 1:4])).round().long().clamp(min=1)
     wanted = (flat > 0).any(1) & (uniform_B6[:, 4] < probability)

@@ -35,8 +35,8 @@ def random_contrast(image: Tensor, rng: np.random.Generator, *, keeps_slices: bo
         shifts = rng.standard_normal(widths[number + 1]).astype(np.float32)
         changed = F.conv3d(
             changed,
-            torch.from_numpy(weights).to(image),
-            torch.from_numpy(shifts).to(image),
+            torch.from_numpy(weights).to(image, non_blocking=True),
+            torch.from_numpy(shifts).to(image, non_blocking=True),
             padding=tuple(size // 2 for size in kernel),
         )
         if number + 1 < NUM_LAYERS:

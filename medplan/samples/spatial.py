@@ -187,7 +187,7 @@ def _sampling_axes(transform: Transform, patch_size: Voxel, device: torch.device
     ]
     bend = None
     if transform.displacement is not None:
-        coarse = torch.from_numpy(transform.displacement).to(device)[None]
+        coarse = torch.from_numpy(transform.displacement).to(device, non_blocking=True)[None]
         bend = F.interpolate(coarse, size=[len(o) for o in offsets], mode="trilinear", align_corners=True)[0]
     axes = []
     for axis, (row, box) in enumerate(zip(transform.matrix, transform.box, strict=True)):

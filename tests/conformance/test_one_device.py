@@ -1,0 +1,96 @@
+"""A step touches one device: what every method does on a GPU, here on an emulated one."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from medplan import checkpoint, registry
+from medplan.data.images import Geometry, Image
+from medplan.method import Method
+from medplan.predict.folder import write_support
+from medplan.predict.model import Model
+from medplan.runtime import Runtime
+from medplan.train.loop import train
+from medplan.train.validate import make_validator
+from tests.conformance.device import DEVICE, Far, emulated, waits
+from tests.conformance.tiny import CPU, build, tiny_plan, tiny_store
+from tests.conftest import make_phantom
+
+over_methods = pytest.mark.parametrize("name", registry.names())
+
+PER_UPDATE = "train/update.py"
+"""Where the host may wait for the device in a step: once per update, for the norm and the losses."""
+
+
+def train_there(name: str, folder: Path, runtime: Runtime) -> Method:
+    plan = tiny_plan(name, validate_every=3)
+    store = tiny_store(plan)
+    method, validate = build(plan), make_validator(plan, store, runtime=runtime)
+    train(method, plan, store, folder, fold=0, runtime=runtime, validate=validate, workers=0)
+    write_support([store[key] for role in ("atlas", "support") for key in store.role(role)], folder)
+    return method
+
+
+def predict_there(folder: Path, device: str) -> dict[str, Any]:
+    """Return all that a model says of a phantom."""
+    model = Model.load(folder, checkpoint="last", device=device, dataset="Phantom")
+    depth, height, width = model.plan.patch_size
+    phantom = make_phantom(9, shape=(max(depth, 8), height, width))
+    geometry = Geometry(shape=phantom.image.shape, spacing_mm=phantom.spacing_mm)
+    prepared = model.prepare(Image(array=phantom.image[None] / 3, geometry=geometry))
+    probabilities = folder / "probabilities.npy"
+    said: dict[str, Any] = {"label": model.predict_prepared(prepared, probabilities=probabilities)}
+    said["probabilities"] = np.load(probabilities)
+    with torch.no_grad(), model.runtime.autocast():
+        member = model._members[0]
+        for key, value in member.method.extras(prepared.case, member.support).items():
+            said[key] = value if isinstance(value, float) else value.array
+    return said
+
+
+@over_methods
+def test_training_resuming_and_predicting_on_the_device_give_what_the_host_gives(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medplan.runtime.cpu_has_bf16", lambda: False)
+    here, there = tmp_path / "here", tmp_path / "there"
+    train_there(name, here, CPU)
+    with emulated():
+        there.mkdir()
+        (there / "STOP").touch()
+        train_there(name, there, Runtime(device=DEVICE))
+        method = train_there(name, there, Runtime(device=DEVICE))
+        assert all(isinstance(tensor, Far) for tensor in method.state_dict().values())
+        in_steps = {place for place, in_step in waits if in_step and not place.startswith(PER_UPDATE)}
+        assert not in_steps, "the host waits for the device there"
+        found = predict_there(there, "cuda:0")
+    weights = [checkpoint.load(folder / "last.pt")["weights"] for folder in (here, there)]
+    for key, tensor in weights[0].items():
+        assert torch.allclose(tensor, weights[1][key], atol=1e-5, rtol=1e-4), key
+    for key, value in predict_there(here, "cpu").items():
+        assert np.allclose(value, found[key], atol=1e-4), key
+
+
+@over_methods
+def test_training_follows_the_rules_of_precision_of_the_device(name: str, tmp_path: Path) -> None:
+    with emulated(autocast=True):
+        method = train_there(name, tmp_path, Runtime(device=DEVICE, precision="bf16"))
+        assert all(isinstance(p, Far) and p.dtype == torch.float32 for p in method.parameters())
+
+
+def test_the_stand_in_refuses_what_a_device_refuses() -> None:
+    with emulated() as device:
+        far, near = torch.ones(3, device=device), torch.ones(3)
+        assert far.device == device and (far + 1).cpu().numpy().sum() == 6
+        with pytest.raises(RuntimeError, match="expected all tensors on cuda"):
+            _ = far + near
+        with pytest.raises(RuntimeError, match="tensor on the host"):
+            _ = near[torch.zeros(1, dtype=torch.long, device=device)]
+        with pytest.raises(TypeError, match="numpy"):
+            far.numpy()
+        with pytest.raises(RuntimeError, match="generator"):
+            torch.rand(3, device=device, generator=torch.Generator())
+        torch.rand(3, device=device, generator=torch.Generator(device))
