@@ -8,8 +8,8 @@ network on fold 0 of all of them, without the domain LGE of MSCMRSeg. ``separate
 model per dataset, each for a sixth of the seconds that the joint training took. ``transfer`` makes a dataset
 of the labelled LGE scans, whose patients the joint training has not seen, and learns it from one case and
 from all but one, from random weights and from the joint network; every patient is the test case of one fold.
-Nothing is selected: Dice are those of the last weights on the validation cases, on the grid of 4 mm. Parts that
-are finished are not done again.
+Nothing is selected: Dice are those of the last weights on the validation cases, on the grid of 4 mm. Parts
+that are finished are not done again.
 """
 
 import argparse
