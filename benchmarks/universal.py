@@ -67,7 +67,7 @@ def joint(space: Path, iterations: int) -> dict[str, object]:
 
 def separate(space: Path, seconds: float) -> dict[str, object]:
     """Return seconds and Dice of one model per dataset, which share `seconds`."""
-    found = {}
+    found: dict[str, object] = {}
     for name in DATASETS:
         folder = fold_folder(space, name, "supervised")
         if not is_trained(folder):
