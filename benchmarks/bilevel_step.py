@@ -1,6 +1,6 @@
 """Processor seconds and peak memory of one bi-level step, as officially coded and as here.
 
-    python benchmarks/bilevel_step.py [--side 64] [--ways official separate shared] [--bf16]
+    python benchmarks/bilevel_step.py [--side 64] [--ways official separate shared recompute] [--bf16]
 
 Each way runs in its own process, on one pair of random cubes with 14 classes, two steps, of which the second
 is timed:
@@ -8,7 +8,10 @@ is timed:
 * ``official``: the order of the official code: every pass anew, graphs kept over both gradients in theta and
   the one in omega;
 * ``separate``: the same passes, with the graph cut at the warped label and the pseudo image;
-* ``shared``: the default: both steps see one turned pair, so that encoder and registration run once.
+* ``shared``: the default: both steps see one turned pair, so that encoder and registration run once;
+* ``recompute``: the same, with activations computed twice (`config.recompute`).
+
+The last column is what the planner predicts of a GPU, where convolutions are in bfloat16.
 """
 
 import argparse
@@ -26,6 +29,7 @@ from medplan.method import Phase, Progress
 from medplan.methods.bijros import BiJROS
 from medplan.networks.hypergradient import hypergradient_factor
 from medplan.networks.warp import warp
+from medplan.plan.memory import training_bytes
 from medplan.plan.schema import DatasetPlan, Grid, Normalisation, Plan, Training
 from medplan.runtime import Runtime, tune_allocator
 from medplan.train.update import GradientUpdate
@@ -34,7 +38,7 @@ AT = Progress(phase="bilevel", step=0, num_steps=10)
 Batch = dict[str, Tensor]
 
 
-def build(side: int, *, shared: bool) -> BiJROS:
+def plan_of(side: int, way: str) -> Plan:
     names = tuple(f"part {number}" for number in range(1, 14))
     dataset = DatasetPlan(
         name="Brains",
@@ -44,7 +48,7 @@ def build(side: int, *, shared: bool) -> BiJROS:
         normalisations=(Normalisation(scheme="unit", percentiles=(0.5, 99.5)),),
         folds=({"atlas": ("a",), "unlabelled": ("b",)},),
     )
-    plan = Plan(
+    return Plan(
         name="Brains",
         method="bijros",
         dims=3,
@@ -53,11 +57,8 @@ def build(side: int, *, shared: bool) -> BiJROS:
         patch_size=(side,) * 3,
         encoder="bijros",
         training=Training(iterations=10, batch_size=1, lr=1e-4),
-        config={"shared_passes": shared},
+        config={"shared_passes": way in ("shared", "recompute"), "recompute": way == "recompute"},
     )
-    method = BiJROS(plan).train()
-    method.network.encoder.requires_grad_(False)
-    return method
 
 
 def official_step(method: BiJROS, batch: Batch, update: GradientUpdate) -> None:
@@ -82,7 +83,8 @@ def official_step(method: BiJROS, batch: Batch, update: GradientUpdate) -> None:
 def measure(way: str, side: int, *, bf16: bool) -> None:
     torch.manual_seed(0)
     tune_allocator()
-    method = build(side, shared=way == "shared")
+    method = BiJROS(plan_of(side, way)).train()
+    method.network.encoder.requires_grad_(False)
     image, other = torch.rand(2, 1, 1, side, side, side).unbind()
     label = (14 * torch.rand(1, side, side, side)).short()
     batch = {"image": image, "unlabelled_image": other, "label": label}
@@ -102,7 +104,9 @@ def measure(way: str, side: int, *, bf16: bool) -> None:
                 method.training_step(batch, update, AT)
         seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"{way:10} {side:5} {seconds:9.1f} {(peak - before) / 2**20:11.2f} {peak / 2**20:10.2f}")
+    predicted = training_bytes(BiJROS, plan_of(side, way)) / 2**30
+    step, process = (peak - before) / 2**20, peak / 2**20
+    print(f"{way:10} {side:5} {seconds:9.1f} {step:11.2f} {process:10.2f} {predicted:10.2f}")
 
 
 def main() -> None:
@@ -110,7 +114,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--side", type=int, default=64)
-    parser.add_argument("--ways", nargs="+", default=["official", "separate", "shared"])
+    parser.add_argument("--ways", nargs="+", default=["official", "separate", "shared", "recompute"])
     parser.add_argument(
         "--bf16", action="store_true", help="convolve in bfloat16, as training does if it can"
     )
@@ -119,7 +123,10 @@ def main() -> None:
     if options.here:
         measure(options.ways[0], options.side, bf16=options.bf16)
         return
-    print(f"{'way':10} {'side':>5} {'seconds':>9} {'step in GB':>11} {'process':>10}", flush=True)
+    print(
+        f"{'way':10} {'side':>5} {'seconds':>9} {'step in GB':>11} {'process':>10} {'predicted':>10}",
+        flush=True,
+    )
     for way in options.ways:
         command = [sys.executable, __file__, "--here", "--side", str(options.side), "--ways", way]
         command += ["--bf16"] if options.bf16 else []

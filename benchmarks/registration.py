@@ -1,6 +1,7 @@
 """Dice and seconds per pair of ways to bring an atlas onto other brains, on the images' own grids.
 
-    python benchmarks/registration.py RUN RAW_DATASET [--cases ID ...] [--no-classic] [--picture FILE]
+    python benchmarks/registration.py RUN RAW_DATASET [--cases ID ...] [--against RUN] [--no-classic]
+                                      [--output FILE] [--picture FILE]
 
 RUN is a fold folder of a trained ``bijros``; RAW_DATASET the raw dataset with the labels. Without ``--cases``
 the validation cases of the fold are taken. Compared are, on the same affinely aligned pairs at the model's
@@ -11,7 +12,8 @@ grid:
   L-BFGS-B, two resolutions);
 * ``demons``: SimpleITK's diffeomorphic demons after histogram matching, two resolutions;
 * ``registered``: the registration branch of the model;
-* ``segmented``: its segmentation branch.
+* ``segmented``: its segmentation branch;
+* ``other``: another model that segments by itself (``--against``), without post-processing.
 
 Labels are warped as memberships (linear), brought back to the image's own grid as logits, and compared there.
 Seconds are those of registration alone, processor time of all threads; for the model one forward pass.
@@ -36,10 +38,12 @@ from medplan.learning.registration import field_quality
 from medplan.methods.bijros import BiJROS
 from medplan.networks.warp import warp
 from medplan.predict.folder import read_support
-from medplan.predict.model import Model, Prepared
+from medplan.predict.model import Model, Options, Prepared
 from medplan.preprocess.restore import LabelRestorer
 from medplan.samples.cases import Case
 from medplan.train.validate import class_dice
+
+WITHOUT_POSTPROCESSING = Options(postprocessing=False)
 
 
 def bspline(fixed: Any, moving: Any) -> Any:
@@ -96,7 +100,7 @@ def compare(
     *,
     has_classic: bool,
 ) -> dict[str, dict[str, Any]]:
-    """Return per way its Dice by class, seconds and quality of the field."""
+    """Return per way of the model and of SimpleITK its Dice by class, seconds and quality of the field."""
     pairing, size = method.pairing, prepared.case.shape
     batch = {
         "image": torch.from_numpy(atlas.image()[None]),
@@ -127,7 +131,7 @@ def compare(
 
 
 def draw(method: BiJROS, case: Case, atlas: Case, path: Path) -> None:
-    """Draw a slice: image, atlas, checkerboards of both before and after, length of the flow, label."""
+    """Draw a slice: image, atlas, checkerboards before and after, length of the flow, both segmentations."""
     from matplotlib.figure import Figure
 
     pairing, size = method.pairing, case.shape
@@ -149,17 +153,21 @@ def draw(method: BiJROS, case: Case, atlas: Case, path: Path) -> None:
         "checkerboard before": (np.where(board, fixed, before), "gray"),
         "checkerboard after": (np.where(board, fixed, after), "gray"),
         "displacement, voxels": (flow[0].norm(dim=0).numpy(), "viridis"),
-        "atlas label on image": (fixed, "gray"),
+        "registered": (fixed, "gray"),
+        "segmented": (fixed, "gray"),
     }
-    figure = Figure(figsize=(15, 3), layout="constrained")
-    for axes, (title, (volume, colours)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+    figure = Figure(figsize=(17, 3), layout="constrained")
+    places = figure.subplots(1, len(panels))
+    for axes, (title, (volume, colours)) in zip(places, panels.items(), strict=True):
         shown = axes.imshow(volume[size[0] // 2], cmap=colours, origin="lower")
         axes.set_title(title, fontsize=10)
         axes.set_axis_off()
         if colours == "viridis":
             figure.colorbar(shown, ax=axes, shrink=0.8)
-    masked = np.ma.masked_equal(label[size[0] // 2], 0)
-    axes.imshow(masked, cmap="tab20", alpha=0.5, origin="lower", interpolation="nearest")
+    segmented = method.network.segment(method.network.encode(image), size)[0].argmax(0).numpy()
+    for axes, shown in zip(places[-2:], (label, segmented), strict=True):
+        masked = np.ma.masked_equal(shown[size[0] // 2], 0)
+        axes.imshow(masked, cmap="tab20", vmin=0, vmax=19, alpha=0.5, origin="lower", interpolation="nearest")
     figure.savefig(path, dpi=80)
 
 
@@ -172,6 +180,7 @@ def main() -> None:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--cases", nargs="+")
     parser.add_argument("--checkpoint", choices=["best", "last"], default="last")
+    parser.add_argument("--against", type=Path, help="run folder of a model that segments by itself")
     parser.add_argument("--no-classic", action="store_true")
     parser.add_argument("--output", type=Path, help="JSON file for all figures")
     parser.add_argument("--picture", type=Path, help="PNG file for a picture of the first case")
@@ -180,16 +189,24 @@ def main() -> None:
     method = model.methods[0]
     assert isinstance(method, BiJROS)
     (atlas,) = read_support(options.run)
+    other = options.against and Model.load(options.against, checkpoint=options.checkpoint, device="cpu")
     dataset, fold = open_dataset(options.dataset), model.folds[0]
     results: dict[str, dict[str, Any]] = {}
     for name in options.cases or model.dataset.roles(fold)["validation"]:
         case = dataset.case(name)
         assert case.label is not None
-        prepared = model.prepare(read_image(case.images), name=name)
-        truth = model.dataset.labels.encode(read_label(case.label)[0], where=name)
+        image, raw = read_image(case.images), read_label(case.label)[0]
+        prepared = model.prepare(image, name=name)
+        truth = model.dataset.labels.encode(raw, where=name)
         if options.picture is not None and not results:
             draw(method, prepared.case, atlas, options.picture)
         results[name] = compare(method, model, prepared, atlas, truth, has_classic=not options.no_classic)
+        if other:
+            start = time.process_time()
+            labels, label = other.dataset.labels, other.predict_image(image, options=WITHOUT_POSTPROCESSING)
+            seconds = time.process_time() - start
+            scores = class_dice(labels.encode(label, where=name), labels.encode(raw, where=name), labels)
+            results[name]["other"] = {"dice": scores, "seconds": seconds}
     print(f"{'':12} {'Dice':>7} {'seconds':>8} {'LNCC':>6} {'folding %':>9}  Dice per case")
     for way in next(iter(results.values())):
         rows = [found[way] for found in results.values()]

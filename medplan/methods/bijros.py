@@ -20,9 +20,8 @@ being those of both objectives in theta.
 | rotation +-10 degrees, scale 0.9 to 1.1       | `config.degrees`, `config.scale`                         |
 | 128 x 128 x 128 grid, intensities in [0, 1]   | `grid.shape`, `normalisations`                           |
 
-Beyond the paper, where the plan says so: a last phase ``segmentation`` that steps the segmentation decoder
-alone (`segmentation_share`) at a rate of its own (`segmentation_rate`), a warm-up and decay of the learning
-rate (`warmup`), images drawn from labels (`synthetic`).
+Differs, where the planner proposes it: a last phase steps the segmentation decoder alone
+(`segmentation_share`, `segmentation_rate`), and the learning rate rises and decays (`warmup`).
 
 Differs: warps are corner-aligned; LNCC windows leave out what is beyond the border (`compat` counts zeros);
 the frozen encoder is in eval mode; c has an epsilon and a limit; decoders go on from pre-training; both steps
@@ -97,13 +96,12 @@ class Config:
             each of the two encoders keeps per step there.
         compat: count zeros beyond the border in the LNCC.
         segmentation_share: part of the iterations at the end that steps the segmentation decoder alone, on
-            images with the label that registration gives them; it costs a fraction of a bi-level step.
+            images with the label that registration gives them; a quarter of the cost of a bi-level step.
         segmentation_rate: learning rate of the segmentation decoder after the phase ``encoder``, relative to
             `training.lr`.
         synthetic: chance that segmentation learns, in the phases ``encoder`` and ``segmentation``, from an
             image drawn from the registered label; see `medplan.samples.synthetic`.
-        warmup: share of each phase in which the learning rate rises, before it falls polynomially; None keeps
-            it constant.
+        warmup: share of each phase in which the learning rate rises, before it falls; None: it is constant.
         recompute: compute activations twice to spare memory.
     """
 
@@ -175,8 +173,16 @@ class BiJROS(Method):
             return Proposal(fits=False, score=0, reason="it learns one dataset at a time")
         if situation.num_labelled + situation.num_unlabelled < 2:
             return Proposal(fits=False, score=0, reason="there is no second image to register")
-        numbers: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.0, "batch_size": 1}
-        reasons = {"batch_size": "one pair, as in the official code", "lr": "as in the official code"}
+        config = {"segmentation_share": 0.5, "segmentation_rate": 3.0, "warmup": 0.05}
+        numbers: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.0, "batch_size": 1, "config": config}
+        official = "as in the official code"
+        reasons = {
+            "batch_size": f"one pair, {official}",
+            "lr": official,
+            "config.segmentation_share": "cheap steps for what learns last; 0 in the paper",
+            "config.segmentation_rate": "its features are fixed, which bears a higher rate; 1 in the paper",
+            "config.warmup": f"rise and decay suit short trainings too; null is constant {official}",
+        }
         if situation.num_labelled == 1 and situation.num_unlabelled > 0:
             reason = f"one labelled case and {situation.num_unlabelled} without label"
             return Proposal(fits=True, score=90, reason=reason, reasons=reasons, **numbers)
@@ -292,9 +298,8 @@ class BiJROS(Method):
         terms["agreement"] = pairing.consistency(pair)
         loss = config.encoder_similarity * terms["similarity"] + config.encoder_smooth * terms["smooth"]
         loss = loss + terms["agreement"]
-        if self._draws(pair):
-            image, target = self._drawn(pair)
-            terms["drawn"] = pairing.teach(self.network.encode(image), target)
+        if (drawn := self._drawn(pair)) is not None:
+            terms["drawn"] = pairing.teach(self.network.encode(drawn[0]), drawn[1])
             loss = loss + terms["drawn"]
         if self.distillation is not None:
             learned = self.distillation.terms(pair, pairing, is_mutual=at.phase == "mutual")
@@ -337,17 +342,15 @@ class BiJROS(Method):
         with torch.no_grad():
             pair = self.pairing.register(batch, both_ways=False)
             maps, target = pair.image_maps, warp(pair.members, pair.to_image)
-            if self._draws(pair):
-                image, target = self._drawn(pair)
-                maps = self.network.encode(image)
+            if (drawn := self._drawn(pair)) is not None:
+                maps, target = self.network.encode(drawn[0]), drawn[1]
         return {"lower": step_segmentation(self.pairing, maps, target, update)}
 
-    def _draws(self, pair: Pair) -> bool:
-        # Without values there is nothing to draw; the image that is drawn takes the memory of any other.
-        chance = self.config.synthetic
-        return chance > 0 and not pair.image.is_meta and float(torch.rand((), device="cpu")) < chance
-
-    def _drawn(self, pair: Pair) -> tuple[Tensor, Tensor]:
+    def _drawn(self, pair: Pair) -> tuple[Tensor, Tensor] | None:
+        """Return an image drawn from the registered label and what it shows, as often as the plan says."""
+        # Without values there is nothing to draw; such an image takes the memory of any other.
+        if pair.image.is_meta or float(torch.rand((), device="cpu")) >= self.config.synthetic:
+            return None
         source = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
         target = warp(pair.members, pair.to_image.detach())
         return self.pairing.drawn(target, channels=pair.image.shape[1], generator=source)

@@ -9,7 +9,13 @@ from medplan.data.labels import LabelSpace
 from medplan.methods.bijros import BiJROS
 from medplan.plan.schema import DatasetPlan, Grid, Normalisation, Plan, Training
 
-CONFIG = {"channels": [4, 8, 8], "window": 5, "encoder_share": 0.34}
+CONFIG = {
+    "channels": [4, 8, 8],
+    "window": 5,
+    "encoder_share": 0.34,
+    "segmentation_share": 0.33,
+    "warmup": None,
+}
 TRAINING = {"batch_size": 2}
 RANK_TOLERANCE = None
 """Batch norm: samples of a batch share their statistics, and the blend is drawn per rank."""
@@ -50,7 +56,7 @@ def tiny_bijros(
         encoder=encoder,
         encoder_weights=encoder_weights,
         training=Training(iterations=10, batch_size=1, lr=1e-4),
-        config={**CONFIG, **config},
+        config={**CONFIG, "segmentation_share": 0.0, **config},
     )
     torch.manual_seed(0)
     return BiJROS(plan)

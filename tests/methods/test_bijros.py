@@ -358,7 +358,7 @@ def test_computing_twice_changes_memory_and_nothing_else(encoder: str) -> None:
             update, at = stepping(method, phase), Progress(phase=phase, step=0, num_steps=4)
             update.begin(at, [])
             torch.manual_seed(0)
-            logged.append(method.training_step(pair(), update, at))
+            logged.append(method.training_step(pair(2), update, at))
         weights.append(state(method))
     for one, other in zip(logged[:2], logged[2:], strict=True):
         assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
@@ -378,7 +378,8 @@ def situation(**changes: Any) -> Situation:
 
 
 def test_it_is_first_choice_for_one_label_and_fits_no_pictures() -> None:
-    assert BiJROS.propose(situation()).score >= 90
+    proposal = BiJROS.propose(situation())
+    assert proposal.score >= 90 and {f"config.{name}" for name in proposal.config} <= proposal.reasons.keys()
     assert BiJROS.propose(situation(num_labelled=30)).score < 20
     for changes in ({"is_picture": True}, {"num_labelled": 0}, {"num_unlabelled": 0}, {"num_datasets": 2}):
         assert not BiJROS.propose(situation(**changes)).fits, changes
