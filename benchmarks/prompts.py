@@ -5,17 +5,20 @@
 For every labelled training case of the dataset (or `--cases` of them, evenly spread) each prompt is tried:
 `oracle` is the tight box of the reference, which no user has; `oracle 5 px` moves each of its sides in or out
 by up to 5 pixels of the picture; `auto` has a first look find the box; `none` prompts with the whole picture.
-A method that takes no prompts gives one row. ``--sizes`` also answers on square grids of other sizes, with
-the box of the reference and `auto`; distances are then in percent of the diagonal.
+`box, filled` is what the reference's box is worth by itself: all of it is predicted, without a model. A
+method that takes no prompts gives one row. ``--sizes`` also answers on square grids of other sizes, with the
+box of the reference and `auto`, for at most `--size-cases` of the cases, evenly spread; distances are then in
+percent of the diagonal.
 
 Dice and HD95 are means over cases; HD95 leaves cases out where either mask is empty, which `empty` counts.
+Seconds are of the processor.
 """
 
 import argparse
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +32,7 @@ from medplan.predict.model import Model, Options
 from medplan.workspace import Workspace
 
 JITTERS = (5, 10, 20)
+FILLED = "box, filled"
 Boxes = dict[str, npt.NDArray[np.float64]] | None
 
 
@@ -41,6 +45,7 @@ def main() -> None:
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[], help="also answer on grids of these sizes"
     )
+    parser.add_argument("--size-cases", type=int, default=10, help="so many of them at other sizes")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workspace", type=Path)
     parser.add_argument("-o", "--output", type=Path, help="JSON file for the figures")
@@ -48,10 +53,10 @@ def main() -> None:
     dataset = open_dataset(Workspace.open(arguments.workspace).raw_folder(arguments.dataset))
     cases = [case for case in dataset.cases if case.label is not None]
     if arguments.cases is not None:
-        chosen = np.linspace(0, len(cases) - 1, min(arguments.cases, len(cases))).round().astype(int)
-        cases = [cases[number] for number in chosen]
+        cases = spread(cases, arguments.cases)
     model = Model.load(arguments.model, checkpoint=arguments.checkpoint, device=arguments.device)
-    figures = measure(model, cases, arguments.sizes)
+    few = {case.id for case in spread(cases, arguments.size_cases)}
+    figures = measure(model, cases, {case.id: arguments.sizes if case.id in few else [] for case in cases})
     print(f"{'prompt':<18} {'Dice':>7} {'HD95':>8} {'empty':>6} {'s/case':>7}")
     for name, found in figures.items():
         dice, hd95, empty, seconds = (found[key] for key in ("dice", "hd95", "empty", "seconds"))
@@ -60,19 +65,34 @@ def main() -> None:
         arguments.output.write_text(json.dumps(figures, indent=1))
 
 
-def measure(model: Model, cases: Sequence[RawCase], sizes: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Return Dice, HD95, number of cases without a distance, and seconds per case, by prompt."""
+def spread(cases: Sequence[RawCase], number: int) -> list[RawCase]:
+    """Return so many of the cases, evenly spread, or all where there are no more."""
+    chosen = np.linspace(0, len(cases) - 1, min(number, len(cases))).round().astype(int)
+    return [cases[index] for index in chosen]
+
+
+def measure(
+    model: Model, cases: Sequence[RawCase], sizes: Mapping[str, Sequence[int]]
+) -> dict[str, dict[str, float]]:
+    """Return Dice, HD95, number of cases without a distance, and seconds per case, by prompt.
+
+    Args:
+        sizes: of square grids to answer on too, by case.
+    """
     labels = model.dataset.labels
     collected: dict[str, list[tuple[float, float, float]]] = {}
     for case in cases:
         assert case.label is not None
         image = read_image(case.images, channels=len(model.dataset.channels))
         reference, geometry = read_label(case.label)
-        for name, boxes, options in prompts(model, reference, labels, case.id, sizes):
-            start = time.perf_counter()
-            prepared = model.prepare(image, name=case.id, boxes=boxes, options=options)
-            found = model.predict_prepared(prepared, options=options)
-            seconds = time.perf_counter() - start
+        for name, boxes, options in prompts(model, reference, labels, case.id, sizes[case.id]):
+            start = time.process_time()
+            if name == FILLED:
+                found = filled(boxes or {}, labels, reference)
+            else:
+                prepared = model.prepare(image, name=case.id, boxes=boxes, options=options)
+                found = model.predict_prepared(prepared, options=options)
+            seconds = time.process_time() - start
             truth, scale = reference, 1.0
             if options.output_size is not None:
                 truth = nearest(reference, options.output_size)
@@ -107,6 +127,7 @@ def prompts(
         name: boxes_of(np.isin(reference, values), rng, 0)
         for name, values in zip(labels.names, labels.values, strict=True)
     }
+    yield FILLED, tight, Options()
     yield "oracle", tight, Options()
     for jitter in JITTERS:
         moved = {
@@ -131,6 +152,17 @@ def boxes_of(mask: npt.NDArray[np.bool_], rng: np.random.Generator, jitter: int)
         upper = np.maximum(upper, lower + 1)
         rows.append([z, *lower, z + 1, *upper])
     return np.array(rows, dtype=np.float64).reshape(len(rows), 6)
+
+
+def filled(
+    boxes: Mapping[str, npt.NDArray[np.float64]], labels: LabelSpace, like: npt.NDArray[np.integer]
+) -> npt.NDArray[np.integer]:
+    """Return a label map in which every box is full of its class, later classes over earlier ones."""
+    found = np.zeros_like(like)
+    for name, values in zip(labels.names, labels.values, strict=True):
+        for z0, y0, x0, z1, y1, x1 in boxes[name].astype(int):
+            found[z0:z1, y0:y1, x0:x1] = values[0]
+    return found
 
 
 def nearest(label: npt.NDArray[np.integer], size: tuple[int, int]) -> npt.NDArray[np.integer]:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-__all__ = ["WarmupThenPoly", "decay_at"]
+__all__ = ["WarmupThenPoly", "decay_at", "falling"]
 
 
 @dataclass(frozen=True)
@@ -25,3 +25,8 @@ def decay_at(decay: float, step: int, num_steps: int) -> float:
     training would trail behind networks that still change fast.
     """
     return min(decay, 1 - 1 / (step + 1), max(0.0, 1 - 50 / num_steps))
+
+
+def falling(fraction: float) -> float:
+    """Return the factor of the learning rate: from 1 in a line to 0.001."""
+    return 1.0 - 0.999 * fraction

@@ -29,10 +29,11 @@ frozen.
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -40,15 +41,17 @@ from torch.optim import AdamW, Optimizer
 from medplan.data.labels import IGNORE
 from medplan.errors import MethodError
 from medplan.learning.losses import mask_loss
+from medplan.learning.schedules import WarmupThenPoly, falling
 from medplan.method import Batch, Method, Needs, Phase, Predictor, Progress, Proposal, Situation, Update
-from medplan.networks.implicit import CoordinateCode, ImplicitDecoder, Uncertainty
+from medplan.networks.feature_cache import FeatureCache
+from medplan.networks.implicit import CoordinateCode, ImplicitDecoder, Uncertainty, drawn_points
 from medplan.networks.implicit_sam import MAP_CHANNELS, AdaptedEncoder, ImplicitSam, as_sam_sees
 from medplan.networks.prompted_answers import PromptedAnswers
 from medplan.networks.sam import OUTPUT_CHANNELS
 from medplan.plan.schema import Plan
 from medplan.records import decode
 from medplan.samples.augment import Augmentation
-from medplan.samples.box_prompts import tight_boxes, whole_image, widened
+from medplan.samples.box_prompts import prompting_boxes
 from medplan.samples.cases import Case
 from medplan.samples.prompted import Prompted, masks_of
 from medplan.samples.spatial import Spatial
@@ -63,7 +66,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Numbers of I-MedSAM; the defaults are the released code's. None chooses by encoder and weights.
+    """Numbers of I-MedSAM; the defaults are the released code's. None is settled by encoder and weights.
 
     Attributes:
         compat: compute what the released code computes, with its slips, so that its weights can be used.
@@ -76,20 +79,23 @@ class Config:
         max_exponent: highest frequency of the coordinates; None is 10 in compat, else what the grid resolves.
         dropout, passes, share: of the choice of points that are refined.
         uncertainty: see `medplan.networks.implicit.ImplicitDecoder`.
-        points: per image that are learned from in a step, drawn anew; 0 for all, None for all but 2048 with
-            the tiny encoder.
+        points: per image that are learned from in a step, drawn anew; 0 for all; 2048 with the tiny encoder.
         dice, bce: weights of the losses; None is 0.2 (0 in compat) for bce.
         epochs: into which the training is divided, for the two below.
         ramp_epochs: until the coarse answer no longer counts by itself.
         open_epochs: until all entries of the coordinate code are open.
         jitter: sides of training boxes are moved outwards by up to this share of the image's side.
-        box_as_mask: prompt with the filled box too, as a mask; for training without published weights.
-        whole_share: share of the samples that are prompted with the whole image, of any class; None is 0 in
-            compat, else 0.25.
-        adapter_lr_factor: learning rate of all but the decoder, relative; None is 0.05 beside published
-            weights, else 0.5.
+        frozen: train adapters, prompts and decoder only, as is done beside published weights.
+        box_as_mask: prompt with the filled box too, as a mask. What two corners mean is learnt from many more
+            images than what is inside and what is outside, so this is done where no weights know it.
+        whole_share: share of the samples that are prompted with the whole image, of any class.
+        adapter_lr_factor: learning rate of all but the decoder, relative.
+        warmup: part of the training over which the learning rate rises, and falls as (1 - t)^0.9 after it; 0
+            lets it fall in a line from the start.
         normalise: ``sam`` shifts and scales pixels as for SAM, ``none`` leaves them in [0, 1]; None is none
             in compat, else sam.
+        augment: change images and labels at random. Without it, lora_rank and frequency_hidden being 0, what
+            the frozen encoder says of an image is computed once and kept in memory.
         find_margin: boxes that a first look found are widened by this share of their sides.
         native: answer on the grid of the output rather than interpolate from the prepared one.
     """
@@ -115,10 +121,13 @@ class Config:
     ramp_epochs: int = 5
     open_epochs: int = 20
     jitter: float = 20 / 384
-    box_as_mask: bool = False
+    frozen: bool | None = None
+    box_as_mask: bool | None = None
+    warmup: float | None = None
     whole_share: float | None = None
     adapter_lr_factor: float | None = None
     normalise: Literal["sam", "none"] | None = None
+    augment: bool = True
     find_margin: float = 0.05
     native: bool = True
 
@@ -193,6 +202,23 @@ class ImedSam(Method):
             reasons={"patch_size": "the paper's image size"},
         )
 
+    @classmethod
+    def settle(cls, plan: Plan) -> Plan:
+        """Freeze what was published, and nothing that starts at random."""
+        published, compat = plan.encoder_weights is not None, bool(plan.config.get("compat"))
+        chosen = {
+            "frozen": published,
+            "adapter_lr_factor": 0.05 if published else 0.5,
+            "warmup": 0.0 if published else 0.05,
+            "box_as_mask": not (published or compat),
+            "whole_share": 0.0 if compat else 0.25,
+            "points": 2048 if plan.encoder == "tiny" else 0,
+        }
+        missing = {key: value for key, value in chosen.items() if plan.config.get(key) is None}
+        why = "beside published weights" if published else "without weights all begins at random"
+        reasons = {f"config.{key}": why for key in missing}
+        return replace(plan, config={**plan.config, **missing}, reasons={**plan.reasons, **reasons})
+
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
         depth, height, width = plan.patch_size
@@ -210,10 +236,8 @@ class ImedSam(Method):
         self.plan = plan
         self.config = config = decode(Config, plan.config, where=f"plan '{plan.name}' config")
         labels = plan.datasets[0].labels
-        table = torch.from_numpy(labels.membership())
-        self.members: tuple[tuple[int, ...], ...] = tuple(
-            tuple(int(code) for code in row.nonzero()[:, 0]) for row in table[int(labels.is_exclusive) :]
-        )
+        rows = labels.membership()[int(labels.is_exclusive) :]
+        self.members = tuple(tuple(int(code) for code in np.flatnonzero(row)) for row in rows)
         tiny = plan.encoder == "tiny"
         encoder = AdaptedEncoder(
             plan.encoder, height, rank=config.lora_rank, gated=config.gated, hidden=config.frequency_hidden,
@@ -232,15 +256,14 @@ class ImedSam(Method):
             dropout=config.dropout, passes=config.passes, share=config.share,
             uncertainty=config.uncertainty,
         )  # fmt: skip
-        self.network = ImplicitSam(encoder, decoder, box_as_mask=config.box_as_mask)
+        self.network = ImplicitSam(encoder, decoder, box_as_mask=bool(config.box_as_mask))
+        self.features = FeatureCache()
         self.register_buffer("openness", torch.ones(()))
         self.openness: Tensor
-        self.is_pretrained = plan.encoder_weights is not None
+        self.is_frozen = plan.encoder_weights is not None if config.frozen is None else config.frozen
 
     def load_encoder(self, weights: Mapping[str, Any]) -> None:
-        """Load a published SAM file, strictly; with ``compat`` also the authors' checkpoint, if it was named
-        beside it.
-        """
+        """Load a published SAM file, with ``compat`` also the authors' checkpoint if named beside it."""
         where = str(self.plan.encoder_weights)
         if self.plan.encoder not in PUBLISHED:
             raise MethodError(
@@ -251,55 +274,54 @@ class ImedSam(Method):
 
     def phases(self) -> Sequence[Phase]:
         training, patch_size = self.plan.training, self.plan.patch_size
-        whole_share = self.config.whole_share
-        if whole_share is None:
-            whole_share = 0.0 if self.config.compat else 0.25
-        spatial = Spatial(
-            rotation_probability=0.5, degrees=20.0, scaling_probability=0.5, scale=(0.8, 1.2), in_plane=True
-        )
         axes = (1,) if self.plan.datasets[0].labels.tells_sides else (1, 2)
+        often = 0.5 if self.config.augment else 0.0
+        spatial = Spatial(
+            rotation_probability=often, scaling_probability=often, degrees=20, scale=(0.8, 1.2), in_plane=True
+        )  # fmt: skip
+        augment = Augmentation(patch_size=patch_size, mirror_axes=axes, keeps_slices=True)
         train = Phase(
             name="train",
             num_steps=training.iterations,
             batch_size=training.batch_size,
-            sample=Prompted(patch_size, self.members, whole_share, spatial),
-            augment=Augmentation(patch_size=patch_size, mirror_axes=axes, keeps_slices=True),
-            schedule=falling,
+            sample=Prompted(patch_size, self.members, self.config.whole_share or 0.0, spatial),
+            augment=augment if self.config.augment else None,
+            schedule=WarmupThenPoly(self.config.warmup) if self.config.warmup else falling,
         )
         return (train,)
 
     def optimizers(self, phase: str) -> dict[str, Optimizer]:
         training, decoder = self.plan.training, list(self.network.decoder.parameters())
-        if self.is_pretrained:
+        if self.is_frozen:
             moved = [p for group in self.network.adapter_groups().values() for p in group]
         else:
             moved = self.network.used_parameters()
-        ids, factor = {id(parameter) for parameter in decoder}, self.config.adapter_lr_factor
-        if factor is None:
-            factor = 0.05 if self.is_pretrained else 0.5
+        ids, lr = (
+            {id(parameter) for parameter in decoder},
+            training.lr * (self.config.adapter_lr_factor or 1.0),
+        )
         others = [parameter for parameter in moved if id(parameter) not in ids]
-        groups: list[dict[str, Any]] = [{"params": decoder}, {"params": others, "lr": training.lr * factor}]
+        groups: list[dict[str, Any]] = [{"params": decoder}, {"params": others, "lr": lr}]
         return {"main": AdamW(groups, lr=training.lr, weight_decay=training.weight_decay)}
 
     def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
-        return self._step(batch, list(batch["class"]), update, at)
+        named = zip(batch["case"], batch["depth"].tolist(), strict=True) if not self.config.augment else ()
+        return self._step(batch, list(batch["class"]), update, at, list(named))
 
     def footprint_step(self, batch: Batch, update: Update, at: Progress) -> None:
         self._step(batch, [0] * len(batch["image"]), update, at)
 
-    def _step(self, batch: Batch, classes: list[int], update: Update, at: Progress) -> dict[str, Tensor]:
+    def _step(
+        self, batch: Batch, classes: list[int], update: Update, at: Progress, keys: Sequence[Hashable] = ()
+    ) -> dict[str, Tensor]:
         config, shape = self.config, (self.plan.patch_size[1], self.plan.patch_size[2])
         codes_BYX = batch["label"][:, 0]
         target_BYX = masks_of(codes_BYX, self.members, classes)
-        box_B4, found_B = tight_boxes(target_BYX)
-        most = math.floor(config.jitter * shape[0])
-        box_B4 = widened(box_B4, torch.floor(batch["jitter"] * max(1, most)), shape)
-        prompted_B = found_B & (batch["whole"] == 0)
-        box_B4 = torch.where(prompted_B[:, None], box_B4, whole_image(shape, like=box_B4))
+        box_B4 = prompting_boxes(target_BYX, batch["jitter"], batch["whole"] > 0, reach=config.jitter)
         openness = config.openness(at.fraction)
         self.openness.fill_(openness)
-        embedding = self._embed(batch["image"][:, :, 0])
-        index_P = self._points(shape, embedding.device)
+        embedding = self._embed(batch["image"][:, :, 0], keys)
+        index_P = drawn_points(shape, config.points or 0, embedding.device)
         coarse_BP, fine_BP = self.network.decoder(
             self.network.upscaled(embedding, box_B4),
             self.network.positional(),
@@ -338,14 +360,9 @@ class ImedSam(Method):
         self, case: Case, support: Sequence[Case], shape: tuple[int, int, int]
     ) -> Iterator[Tensor] | None:
         fits = case.shape[0] == shape[0] and case.shape[1:] == self.plan.patch_size[1:]
-        return self._slabs(case, (shape[1], shape[2])) if self.config.native and fits else None
-
-    def _slabs(self, case: Case, shape: tuple[int, int]) -> Iterator[Tensor]:
-        answers = self._answers()
-        for z in range(case.shape[0]):
-            pixels = torch.from_numpy(case.image((z, 0, 0), (z + 1, *case.shape[1:])))
-            embedding = self._embed(pixels[None, :, 0].to(self.openness.device))
-            yield answers.of_slice(embedding, case, (z, 0, 0), shape).unsqueeze(1)
+        if not (self.config.native and fits):
+            return None
+        return self._answers().of_slices(case, shape[1:], lambda x: self._embed(x.to(self.openness.device)))
 
     def _answers(self) -> PromptedAnswers:
         labels = self.plan.datasets[0].labels
@@ -358,29 +375,18 @@ class ImedSam(Method):
             find_margin=self.config.find_margin,
         )
 
-    def _embed(self, image_BCYX: Tensor) -> Tensor:
-        """Return the embeddings of images of one to three channels with values in [0, 1]."""
+    def _embed(self, image_BCYX: Tensor, keys: Sequence[Hashable] = ()) -> Tensor:
+        """Return the embeddings of images of one to three channels with values in [0, 1].
+
+        Args:
+            keys: what images that never change are known by.
+        """
         normalise = self.config.normalise or ("none" if self.config.compat else "sam")
-        is_fixed = self.is_pretrained and not self.network.encoder.added_parameters()
+        seen, encoder = as_sam_sees(image_BCYX, normalised=normalise == "sam"), self.network.encoder
+        is_fixed = self.is_frozen and not encoder.added_parameters()
         with torch.set_grad_enabled(torch.is_grad_enabled() and not is_fixed):
-            seen = as_sam_sees(image_BCYX, normalised=normalise == "sam")
-            embedding: Tensor = self.network.encoder(seen)
+            embedding: Tensor = self.features(keys, seen, encoder) if keys and is_fixed else encoder(seen)
         return embedding
-
-    def _points(self, shape: tuple[int, int], device: torch.device) -> Tensor | None:
-        """Draw the points of the grid that a step learns from, or None for all."""
-        number = shape[0] * shape[1]
-        wanted = self.config.points
-        if wanted is None:
-            wanted = 2048 if self.plan.encoder == "tiny" else 0
-        if wanted == 0 or wanted >= number:
-            return None
-        return torch.randperm(number, device=device)[:wanted]
-
-
-def falling(fraction: float) -> float:
-    """Return the factor of the learning rate: from 1 in a line to 0.001."""
-    return 1.0 - 0.999 * fraction
 
 
 def _variant_of(weights: str | None) -> str:

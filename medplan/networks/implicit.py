@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from medplan.errors import MethodError
 
-__all__ = ["CoordinateCode", "ImplicitDecoder", "Uncertainty", "num_open", "pixel_positions"]
+__all__ = ["CoordinateCode", "ImplicitDecoder", "Uncertainty", "drawn_points", "num_open", "pixel_positions"]
 
 Uncertainty = Literal["mc", "margin"]
 
@@ -61,6 +61,15 @@ def pixel_positions(shape: tuple[int, int], index_P: Tensor, *, corners: bool = 
             line = (2 * torch.arange(size, device=index_P.device, dtype=torch.float32) + 1) / size - 1
         axes.append(line[number])
     return torch.stack(axes, dim=-1)
+
+
+def drawn_points(shape: tuple[int, int], number: int, device: torch.device) -> Tensor | None:
+    """Return flattened indices of so many pixels of a grid, drawn without repeats, or None for all of them.
+
+    All are taken where `number` is 0, or as many as there are.
+    """
+    there = math.prod(shape)
+    return torch.randperm(there, device=device)[:number] if 0 < number < there else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +276,7 @@ class ImplicitDecoder(nn.Module):
         generator = torch.Generator("cpu").manual_seed(0)
         shape = (self.passes, output_BPF.shape[-1])
         kept_TF = torch.rand(shape, generator=generator, device="cpu") >= self.dropout
-        scale_TF = (kept_TF / (1 - self.dropout)).to(output_BPF.device, output_BPF.dtype)
+        scale_TF = (kept_TF / (1 - self.dropout)).to(output_BPF, non_blocking=True)
         # The variance over passes of a channel that is only scaled is the variance of its scales.
         spread_F = scale_TF.var(0) / output_BPF.shape[-1]
         return output_BPF.square() @ spread_F
@@ -309,7 +318,9 @@ def _by_class(heads: nn.ModuleList, x_BPF: Tensor, classes: Sequence[int]) -> Te
     parts: list[Tensor | None] = [None] * len(x_BPF)
     for number in sorted(set(classes)):
         members = [place for place, own in enumerate(classes) if own == number]
-        for place, answer in zip(members, _flat(heads[number], x_BPF[members]), strict=True):
+        # Not by an index, for which the host would wait for the device.
+        own_BPF = torch.stack([x_BPF[place] for place in members])
+        for place, answer in zip(members, _flat(heads[number], own_BPF), strict=True):
             parts[place] = answer
     return torch.stack([part for part in parts if part is not None])
 

@@ -1,6 +1,6 @@
 """What a promptable network answers about a slice: a pass per class and box; boxes where none is given."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,18 @@ class PromptedAnswers:
     shape: tuple[int, int]
     openness: float = 1.0
     find_margin: float = 0.05
+
+    def of_slices(
+        self, case: Case, shape: tuple[int, int], embed: Callable[[Tensor], Tensor]
+    ) -> Iterator[Tensor]:
+        """Yield logits (K, 1, *shape) slice by slice of a case whose slices are whole images.
+
+        Args:
+            embed: the image encoder, from (1, C, Y, X) pixels on the CPU.
+        """
+        for z in range(case.shape[0]):
+            pixels = torch.from_numpy(case.image((z, 0, 0), (z + 1, *case.shape[1:])))
+            yield self.of_slice(embed(pixels[None, :, 0]), case, (z, 0, 0), shape).unsqueeze(1)
 
     def of_slice(
         self, embedding_1Chw: Tensor, case: Case, corner: tuple[int, int, int], shape: tuple[int, int]

@@ -4,17 +4,21 @@ Boxes are x0, y0, x1, y1 in pixels; pixel i reaches from i to i + 1, so a box ar
 Shapes: B images, N boxes, Y X pixels.
 """
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["boxes_of_components", "coverage", "in_slice", "tight_boxes", "whole_image", "widened"]
+__all__ = [
+    "boxes_of_components", "coverage", "in_slice", "prompting_boxes", "tight_boxes", "whole_image", "widened",
+]  # fmt: skip
 
 
 def whole_image(shape: tuple[int, int], *, like: Tensor) -> Tensor:
     """Return box_4 around an image (height, width), of the device of `like`, float32."""
-    return torch.tensor([0.0, 0.0, shape[1], shape[0]], device=like.device)
+    return torch.tensor([0.0, 0.0, shape[1], shape[0]]).to(like.device, non_blocking=True)
 
 
 def tight_boxes(mask_BYX: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,7 +37,7 @@ def widened(box_B4: Tensor, by_B4: Tensor, shape: tuple[int, int]) -> Tensor:
     A box keeps at least one pixel.
     """
     lower, upper = box_B4[:, :2] - by_B4[:, :2], box_B4[:, 2:] + by_B4[:, 2:]
-    size = torch.tensor([shape[1], shape[0]], device=box_B4.device, dtype=box_B4.dtype)
+    size = torch.tensor([shape[1], shape[0]]).to(box_B4, non_blocking=True)
     lower = torch.minimum(lower.clamp_min(0), size - 1)
     upper = torch.maximum(torch.minimum(upper, size), lower + 1)
     return torch.cat([lower, upper], dim=1)
@@ -48,6 +52,21 @@ def coverage(box_B4: Tensor, cells: tuple[int, int], shape: tuple[int, int]) -> 
         upper = torch.minimum(edges[1:], limits_B2[:, 1:])
         parts.append((upper - torch.maximum(edges[:-1], limits_B2[:, :1])).clamp_min(0))
     return parts[0][:, :, None] * parts[1][:, None, :]
+
+
+def prompting_boxes(mask_BYX: Tensor, jitter_B4: Tensor, whole_B: Tensor, *, reach: float) -> Tensor:
+    """Return box_B4 to prompt with in training: around each mask, its sides moved outwards.
+
+    Args:
+        jitter_B4: numbers in [0, 1) drawn for each side.
+        whole_B: prompt these with the whole image, as those whose mask is empty.
+        reach: the farthest that sides are moved, as a share of the image's height.
+    """
+    shape = (mask_BYX.shape[1], mask_BYX.shape[2])
+    box_B4, found_B = tight_boxes(mask_BYX)
+    box_B4 = widened(box_B4, torch.floor(jitter_B4 * max(1, math.floor(reach * shape[0]))), shape)
+    whole_4 = whole_image(shape, like=box_B4)
+    return torch.where((found_B & ~whole_B)[:, None], box_B4, whole_4)
 
 
 def in_slice(

@@ -1,6 +1,7 @@
 """The laws of I-MedSAM as a method: prompts, classes, schedules, weights, proposals."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 from medplan.data.labels import LabelSpace
 from medplan.errors import CheckpointError, MethodError
 from medplan.learning.losses import mask_loss
+from medplan.learning.schedules import WarmupThenPoly, falling
 from medplan.method import Progress, Situation
-from medplan.methods.imedsam import METHOD, Config, falling
+from medplan.methods.imedsam import METHOD, Config
 from medplan.networks.prompted_answers import NOTHING
 from medplan.samples.cases import Case
 from tests.conformance.tiny import build, tiny_plan
@@ -22,7 +24,7 @@ SIDE = 32
 def make(**changes):
     plan = tiny_plan("imedsam")
     config = {**plan.config, **changes.pop("config", {})}
-    plan = replace(plan, config=config, **changes)
+    plan = METHOD.settle(replace(plan, config=config, **changes))
     return build(plan), plan
 
 
@@ -251,9 +253,18 @@ def test_released_adapters_load_together_with_sam(monkeypatch):
     assert torch.equal(state["encoder.vit.blocks.2.attn.qkv.value_up.weight"], file["w_b_005"])
 
 
+def test_only_what_was_published_is_frozen():
+    plan = METHOD.settle(replace(tiny_plan("imedsam"), encoder_weights=None))
+    assert not plan.config["frozen"] and plan.config["box_as_mask"] and plan.config["warmup"] > 0
+    assert METHOD.settle(plan) == plan and "config.frozen" in plan.reasons
+    assert METHOD(plan).phases()[0].schedule == WarmupThenPoly(plan.config["warmup"])
+    plan = METHOD.settle(replace(tiny_plan("imedsam"), encoder_weights="sam_vit_b_01ec64.pth"))
+    assert plan.config["frozen"] and not plan.config["box_as_mask"] and plan.config["warmup"] == 0
+    assert METHOD(plan).phases()[0].schedule is falling
+
+
 def test_beside_published_weights_only_adapters_are_trained():
-    method, _ = make()
-    method.is_pretrained = True
+    method, _ = make(encoder_weights="sam_vit_b_01ec64.pth")
     listed = sum(p.numel() for g in method.optimizers("train")["main"].param_groups for p in g["params"])
     assert listed == sum(p.numel() for group in method.network.adapter_groups().values() for p in group)
     decoder, rest = method.optimizers("train")["main"].param_groups
@@ -270,6 +281,29 @@ def test_it_is_proposed_for_one_lesion_in_pictures_if_there_are_weights():
     assert without.encoder == "tiny" and without.score < silent.score
     assert not METHOD.propose(situation(num_labelled=0)).fits
     assert not METHOD.propose(situation(num_datasets=2)).fits
+
+
+def test_a_frozen_encoder_sees_an_image_that_never_changes_once():
+    plain = {"lora_rank": 0, "frequency_hidden": 0, "augment": False, "frozen": True}
+    method, _ = make(config=plain)
+    assert method.phases()[0].augment is None
+    seen = []
+    method.network.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    batch = {
+        "image": torch.rand(2, 1, 1, SIDE, SIDE), "label": torch.ones(2, 1, SIDE, SIDE, dtype=torch.int16),
+        "class": [0, 1], "jitter": torch.rand(2, 4), "whole": torch.zeros(2), "depth": torch.zeros(2),
+        "case": ["D/a", "D/b"],
+    }  # fmt: skip
+    losses = []
+    update = SimpleNamespace(minimise=lambda loss: losses.append(loss.item()))
+    for _ in range(2):
+        torch.manual_seed(0)
+        method.training_step(batch, update, Progress(phase="train", step=0, num_steps=6))
+    assert seen == [1, 1] and losses[0] == pytest.approx(losses[1])
+    again, _ = make(config={**plain, "lora_rank": 4})
+    again.network.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    again.training_step(batch, update, Progress(phase="train", step=0, num_steps=6))
+    assert seen == [1, 1, 2], "adapters change what the encoder says"
 
 
 def test_training_without_the_weight_file_stops_with_one_sentence(monkeypatch, tmp_path):
