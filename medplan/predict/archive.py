@@ -24,7 +24,7 @@ from medplan.errors import CheckpointError, PlanError
 from medplan.plan.schema import Fold, Plan
 from medplan.predict import postprocess
 from medplan.predict.folder import SUPPORT, FoldFolder, find_folds
-from medplan.preprocess.align import atlas_path
+from medplan.preprocess.atlas import atlas_path
 from medplan.records import decode, encode, write_json
 from medplan.workspace import Workspace
 

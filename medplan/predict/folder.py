@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from medplan.errors import CheckpointError
 from medplan.plan.schema import Fold, Grid
-from medplan.preprocess.align import Atlas, atlas_path
+from medplan.preprocess.atlas import Atlas, atlas_path
 from medplan.samples.cases import Case, CaseStore
 
 __all__ = [

@@ -34,7 +34,7 @@ from medplan.predict.separate import Masks
 from medplan.predict.sizes import at_size
 from medplan.predict.sliding_window import predict_case
 from medplan.predict.support import Example, prepare_examples
-from medplan.preprocess.align import Atlas
+from medplan.preprocess.atlas import Atlas
 from medplan.preprocess.geometry import Restoration
 from medplan.preprocess.prepare import prepare
 from medplan.preprocess.restore import LabelRestorer

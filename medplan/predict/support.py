@@ -17,7 +17,7 @@ from medplan.data.images import Geometry, Image, fit_channels, read_image, read_
 from medplan.data.labels import LabelSpace
 from medplan.errors import DataError
 from medplan.plan.schema import DatasetPlan, Grid
-from medplan.preprocess.align import Atlas
+from medplan.preprocess.atlas import Atlas
 from medplan.preprocess.prepare import prepare
 from medplan.samples.cases import Case
 

@@ -6,61 +6,22 @@ thread.
 """
 
 import threading
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
 
-from medplan.data.images import Geometry, Image, read_image, write_image
+from medplan.data.images import Geometry, Image
 from medplan.errors import DataError
-from medplan.plan.schema import DatasetPlan, Grid, Normalisation
+from medplan.preprocess.atlas import Atlas
 from medplan.preprocess.geometry import Alignment, Restoration
 
-__all__ = ["Atlas", "align", "atlas_path", "make_atlas", "register"]
+__all__ = ["align", "register"]
 
 _SEED = 20
 _SAMPLES = 20_000
 _COARSE_MM = (8.0, 4.0, 2.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Atlas:
-    """What other cases are aligned to.
-
-    Attributes:
-        volume: (Z, Y, X) float32, first channel of the atlas case on its prepared grid, not normalised.
-        geometry: of that grid.
-    """
-
-    volume: npt.NDArray[np.float32]
-    geometry: Geometry
-
-    def save(self, path: Path) -> None:
-        write_image(path, self.volume, self.geometry)
-
-    @classmethod
-    def load(cls, path: Path) -> "Atlas":
-        """Read what `save` wrote. Raises DataError if it is not there."""
-        image = read_image([path], channels=1)
-        return cls(volume=np.asarray(image.array[0], dtype=np.float32), geometry=image.geometry)
-
-
-def atlas_path(folder: Path) -> Path:
-    """Return where the atlas lies beside preprocessed cases, or beside a trained model."""
-    return folder / "atlas.nrrd"
-
-
-def make_atlas(image: Image, dataset_plan: DatasetPlan, grid: Grid) -> Atlas:
-    """Bring the atlas case onto the grid without normalising it."""
-    from medplan.preprocess.prepare import prepare
-
-    raw = (Normalisation(scheme="none"),) * len(dataset_plan.channels)
-    plan = replace(dataset_plan, normalisations=raw)
-    case, restoration = prepare(image, plan, replace(grid, align_to=None))
-    return Atlas(volume=case.image()[0], geometry=restoration.prepared())
 
 
 def align(

@@ -17,7 +17,7 @@ from medplan.randomness import generator
 from medplan.samples.cases import Case
 
 if TYPE_CHECKING:
-    from medplan.preprocess.align import Atlas
+    from medplan.preprocess.atlas import Atlas
 
 __all__ = ["MAX_LOCATIONS", "class_locations", "prepare"]
 

@@ -10,7 +10,7 @@ from medplan.data.dataset import Dataset, RawCase
 from medplan.data.images import read_image, read_label
 from medplan.errors import DataError, MedplanError
 from medplan.plan.schema import DatasetPlan, Grid
-from medplan.preprocess.align import Atlas, atlas_path, make_atlas
+from medplan.preprocess.atlas import Atlas, atlas_path, make_atlas
 from medplan.preprocess.extra import make
 from medplan.preprocess.prepare import prepare
 from medplan.preprocess.storage import read_record, read_restoration, write_case, write_extra

@@ -292,7 +292,10 @@ class Run:
         if self.runtime.is_main:
             from medplan.evaluate import plots
 
-            plots.progress(self.folder / "log.jsonl", self.folder / "progress.png")
+            try:
+                plots.progress(self.folder / "log.jsonl", self.folder / "progress.png")
+            except ImportError as error:
+                logger.info("There will be no progress.png: %s.", error)
 
     def _check_disk(self) -> None:
         weights = sum(tensor.numel() * tensor.element_size() for tensor in self.method.state_dict().values())

@@ -8,7 +8,7 @@ from torch.nn.functional import one_hot
 from medplan.data.images import Geometry, Image
 from medplan.errors import DataError
 from medplan.plan.schema import Grid
-from medplan.preprocess.align import Atlas, make_atlas
+from medplan.preprocess.atlas import Atlas, make_atlas
 from medplan.preprocess.prepare import prepare
 from medplan.preprocess.restore import LabelRestorer
 

@@ -1,0 +1,49 @@
+"""The case that others are aligned to, as a file. Who only reads it needs no registration."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from medplan.data.images import Geometry, Image, read_image, write_image
+from medplan.plan.schema import DatasetPlan, Grid, Normalisation
+
+__all__ = ["Atlas", "atlas_path", "make_atlas"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Atlas:
+    """What other cases are aligned to.
+
+    Attributes:
+        volume: (Z, Y, X) float32, first channel of the atlas case on its prepared grid, not normalised.
+        geometry: of that grid.
+    """
+
+    volume: npt.NDArray[np.float32]
+    geometry: Geometry
+
+    def save(self, path: Path) -> None:
+        write_image(path, self.volume, self.geometry)
+
+    @classmethod
+    def load(cls, path: Path) -> "Atlas":
+        """Read what `save` wrote. Raises DataError if it is not there."""
+        image = read_image([path], channels=1)
+        return cls(volume=np.asarray(image.array[0], dtype=np.float32), geometry=image.geometry)
+
+
+def atlas_path(folder: Path) -> Path:
+    """Return where the atlas lies beside preprocessed cases, or beside a trained model."""
+    return folder / "atlas.nrrd"
+
+
+def make_atlas(image: Image, dataset_plan: DatasetPlan, grid: Grid) -> Atlas:
+    """Bring the atlas case onto the grid without normalising it."""
+    from medplan.preprocess.prepare import prepare
+
+    raw = (Normalisation(scheme="none"),) * len(dataset_plan.channels)
+    plan = replace(dataset_plan, normalisations=raw)
+    case, restoration = prepare(image, plan, replace(grid, align_to=None))
+    return Atlas(volume=case.image()[0], geometry=restoration.prepared())
