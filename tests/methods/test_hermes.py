@@ -231,3 +231,15 @@ def test_it_is_proposed_first_for_several_datasets_and_not_for_pictures():
     single = METHOD.propose(Situation(num_datasets=1, is_picture=False, **common))
     assert several.fits and several.score > 70 > single.score
     assert not METHOD.propose(Situation(num_datasets=3, is_picture=True, **common)).fits
+
+
+def test_little_memory_gets_a_small_network_unless_published_weights_need_the_large_one():
+    common = {"num_labelled": 9, "num_unlabelled": 0, "num_classes": 4, "domains": (), "modalities": ("CT",),
+              "spacing_mm": (1.5, 1.5, 1.5), "median_shape": (64, 64, 64), "num_datasets": 2,
+              "is_picture": False}  # fmt: skip
+    small = METHOD.propose(Situation(memory_bytes=2**30, **common))
+    assert small.config["channels"][-1] < 320 and small.batch_size == 1 and "config.channels" in small.reasons
+    for other in ({"memory_bytes": 2**35}, {}, {"memory_bytes": 2**30, "encoder_weights": "hermes.pth"}):
+        assert not METHOD.propose(Situation(**other, **common)).config
+    for encoder in METHOD.needs.encoders:
+        build(make_plan(encoder=encoder, **small.config))
