@@ -27,6 +27,7 @@ LGE = "MSCMRLGE"
 FOLDS = 4
 SMALL = ("--spacing", "4", "--gpu-memory", "1")
 PATCH = ("--patch-size", "32", "48", "48")
+PATCH_OF_LGE = ("--patch-size", "16", "32", "32")
 WITHOUT_LGE = ("--leave-out-domain", "LGE")
 
 
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=["joint", "separate", "transfer"])
     parser.add_argument("--workspace", type=Path, required=True)
     parser.add_argument("--iters", type=int, default=1500, help="of the joint training")
-    parser.add_argument("--transfer-iters", type=int, default=100, help="of each training on LGE")
+    parser.add_argument("--transfer-iters", type=int, default=150, help="of each training on LGE")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/universal.json"))
     options = parser.parse_args()
     space = options.workspace
@@ -88,7 +89,7 @@ def transfer(space: Path, iterations: int) -> dict[str, object]:
             name = f"{LGE}_{labelled}_{start}"
             shared = ("--set", f'config.shared={{"{LGE}": "MSCMRSeg"}}', "--set", "config.transfer=full")
             call(space, "plan_and_preprocess", "-d", LGE, "--name", name, "-m", "hermes", "--labelled",
-                 str(labelled), *SMALL, *PATCH, *(shared if start == "joint" else ()))  # fmt: skip
+                 str(labelled), *SMALL, *PATCH_OF_LGE, *(shared if start == "joint" else ()))  # fmt: skip
             first = ("--from", str(fold_folder(space, "Universal", "hermes").parent))
             for fold in range(FOLDS):
                 if not is_trained(fold_folder(space, name, "hermes", fold)):
