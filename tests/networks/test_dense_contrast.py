@@ -113,3 +113,14 @@ def test_the_output_stride_changes_the_map_and_not_the_weights(stride):
     network = DilatedResNet(SIZES["tiny"])
     found = network(torch.randn(1, 3, 64, 96), stride)
     assert found.shape == (1, SIZES["tiny"].out_channels, 64 // stride, 96 // stride)
+
+
+def test_the_loss_rises_while_real_keys_replace_random_ones_though_nothing_is_learnt_or_lost():
+    """Random vectors are no rivals of a key: the first losses compare with no later ones."""
+    body, contrast = make(queue_length=32, momentum=1.0)
+    pictures, seen = torch.rand(32, 3, 6, 6), []
+    with torch.no_grad():
+        for start in (0, 8, 16, 24):
+            batch = pictures[start : start + 8]
+            seen.append(float(contrast.losses(body, batch, batch, output_stride=1)[0]))
+    assert seen == sorted(seen) and seen[-1] > seen[0] + 0.2
