@@ -20,7 +20,16 @@ from torch.overrides import TorchFunctionMode
 
 from medplan.errors import UsageError, did_you_mean
 
-__all__ = ["Runtime", "cores", "cpu_has_bf16", "device_memory", "free_disk", "host_memory", "tune_allocator"]
+__all__ = [
+    "Runtime",
+    "cores",
+    "cpu_has_bf16",
+    "device_memory",
+    "free_disk",
+    "host_memory",
+    "shared_memory",
+    "tune_allocator",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +67,17 @@ class Runtime:
         """
         world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
         chosen = _find_device(device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
-        if world > 1 and not dist.is_initialized():
-            backend = "nccl" if chosen.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=datetime.timedelta(hours=2))
-        if chosen.type == "cuda":
+        on_gpu = chosen.type == "cuda"
+        if on_gpu:
             torch.cuda.set_device(chosen)
+            # Patches have one shape throughout, so the fastest convolutions are worth looking for.
+            torch.backends.cudnn.benchmark = True
+        if world > 1 and not dist.is_initialized():
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo",
+                timeout=datetime.timedelta(hours=2),
+                device_id=chosen if on_gpu else None,
+            )
         if precision == "auto":
             precision = "bf16" if _computes_bf16(chosen) else "fp32"
         return cls(device=chosen, rank=rank, world=world, precision=precision)
@@ -143,6 +158,16 @@ class Runtime:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
+    def memory(self) -> str:
+        """Return in words how much memory there is, for messages."""
+        if self.device.type != "cuda":
+            return "the memory of this machine"
+        free, total = torch.cuda.mem_get_info(self.device)
+        own = torch.cuda.memory_reserved(self.device)
+        others = total - free - own
+        text = f"the {total / 2**30:.1f} GiB of the GPU"
+        return text + (f", of which other programs hold {others / 2**30:.1f}," if others > 2**30 else "")
+
     def describe(self) -> str:
         """Return one readable line."""
         name = (
@@ -183,6 +208,15 @@ def host_memory() -> int | None:
         return None
     kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
     return kilobytes["MemAvailable"] * 1024
+
+
+def shared_memory() -> int | None:
+    """Return the free bytes that processes can share, or None where that is no disk of its own.
+
+    Containers often have 64 MiB unless they are started with more.
+    """
+    folder = Path("/dev/shm")
+    return free_disk(folder) if folder.is_dir() else None
 
 
 def free_disk(folder: Path) -> int:

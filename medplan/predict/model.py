@@ -32,7 +32,7 @@ from medplan.predict.postprocess import Postprocessing
 from medplan.predict.prompts import CaseBoxes, to_prepared
 from medplan.predict.separate import Masks
 from medplan.predict.sizes import at_size
-from medplan.predict.sliding_window import predict_case
+from medplan.predict.sliding_window import ahead, predict_case
 from medplan.predict.support import Example, prepare_examples
 from medplan.preprocess.atlas import Atlas
 from medplan.preprocess.geometry import Restoration
@@ -81,7 +81,7 @@ class Model:
         dataset: the dataset whose channels, normalisation and labels apply.
         folds: their numbers.
         runtime: device and precision.
-        digest: identifies weights, support cases and post-processing.
+        digest: identifies weights, plan and support cases.
         postprocessing: decided on validation.
     """
 
@@ -170,7 +170,7 @@ class Model:
         check_alike(plans, run)
         of_run = (run / postprocess.FILE_NAME).is_file()
         record = postprocess.read_common([run] if of_run else [fold.folder for fold in found])
-        digest.update(repr((plans[0], record)).encode())
+        digest.update(repr(plans[0]).encode())
         atlas = read_atlas(found[0].folder, plans[0].grid)
         if atlas is not None:
             digest.update(np.ascontiguousarray(atlas.volume).data)
@@ -341,6 +341,8 @@ class Model:
             slabs = self.logits(prepared.case, options=options)
         else:
             restoration = replace(restoration, shape=restoration.box_shape)
+        if self.runtime.device.type != "cpu":
+            slabs = ahead(slabs)
         restorer = LabelRestorer(
             restoration, labels, probabilities=probabilities is not None, file=probabilities
         )

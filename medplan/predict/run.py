@@ -27,7 +27,7 @@ from medplan.progress import track
 from medplan.records import encode, read_json, write_json
 from medplan.runtime import tune_allocator
 
-__all__ = ["predict"]
+__all__ = ["predict", "predict_cases"]
 
 RECORDS = ".medplan"
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -71,10 +71,34 @@ def predict(
     Returns: the label maps, sorted by case.
     Raises: DataError after the last case, if some could not be predicted, with the reason of the first.
     """
+    cases = find_inputs(inputs, len(model.dataset.channels), model.dataset.file_ending)
+    return predict_cases(
+        cases,
+        output,
+        model,
+        options=options,
+        probabilities=probabilities,
+        extras=extras,
+        separate_tasks=separate_tasks,
+        prompts=prompts,
+    )
+
+
+def predict_cases(
+    cases: Sequence[RawCase],
+    output: Path,
+    model: Model,
+    *,
+    options: Options | None = None,
+    probabilities: bool = False,
+    extras: bool = False,
+    separate_tasks: bool = False,
+    prompts: Path | None = None,
+) -> tuple[Path, ...]:
+    """Do what `predict` does, for cases that are known already."""
     if model.runtime.device.type == "cpu":
         tune_allocator()
     options = options or Options()
-    cases = find_inputs(inputs, len(model.dataset.channels), model.dataset.file_ending)
     boxes = {} if prompts is None else _boxes_of(prompts, cases, model)
     job = _Job(
         model=model,
@@ -179,6 +203,7 @@ class _Job:
             self.model.dataset.name,
             self.model.runtime.precision,
             encode(self.options),
+            encode(self.model.postprocessing) if self.options.postprocessing else None,
         ]
         facts += [
             self.probabilities,
@@ -225,7 +250,10 @@ def _settle(case: RawCase, coming: "Future[_Waiting | Path]", job: _Job) -> Path
         ready = coming.result()
         return ready if isinstance(ready, Path) else job.predict(case, ready)
     except (MemoryError, torch.OutOfMemoryError):
-        return DataError("There was not enough memory; close other programs, or take --device cpu.")
+        return DataError(
+            f"There was not enough memory: the case does not fit into {job.model.runtime.memory()}; close "
+            "other programs that use it, or take --device cpu."
+        )
     except (MedplanError, OSError) as error:
         return error
 

@@ -9,9 +9,12 @@ beforehand: what the ring adds up is finished logits, and no volume of weights i
 
 # Shapes: B windows, C channels, K outputs, Z Y X voxels of the case; a window is (pz, py, px).
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import combinations, islice, product
 
 import numpy as np
@@ -24,10 +27,13 @@ from medplan.errors import MethodError
 from medplan.method import Predictor
 from medplan.samples.cases import Case
 
-__all__ = ["choose_batch_size", "classes_of", "num_windows", "predict_case", "predict_classes"]
+__all__ = ["ahead", "choose_batch_size", "classes_of", "num_windows", "predict_case", "predict_classes"]
 
 Voxel = tuple[int, int, int]
+Corner = Sequence[int]
 Autocast = Callable[[], AbstractContextManager[object]]
+
+logger = logging.getLogger(__name__)
 
 SIGMA_PER_PATCH = 1 / 8
 RING_BYTES = 2**30
@@ -64,8 +70,8 @@ def predict_case(
         ring_bytes: the logits that are not finished yet are kept in float32 if they fit, else in float16 (an
             error of about 1e-3 of a logit's size).
 
-    Yields: (K, dz, Y, X) float32 on `device`, at least one plane and at most about 128 MiB each. The planes
-        of all slabs together are those of the case.
+    Yields: (K, dz, Y, X) float32 on `device`, or on the host where the logits do not fit there; at least one
+        plane and at most about 128 MiB each. The planes of all slabs together are those of the case.
     Raises: MethodError if a predictor returns something of another shape.
     Source: Isensee et al. 2021, doi:10.1038/s41592-020-01008-z (Gaussian weights of a eighth of the window,
         half overlap). Differs: weights are normalised per axis, so that corners of the case need no lower
@@ -77,22 +83,19 @@ def predict_case(
             f"at least one predictor and a step in (0, 1] are needed, found {len(several)} and {step}"
         )
     corners = [_corners(size, patch, step) for size, patch in zip(case.shape, patch_size, strict=True)]
+    depth = min(patch_size[0], case.shape[0])
+    ring = _make_ring((num_outputs, depth, *case.shape[1:]), ring_bytes, torch.device(device))
     weights = [
-        torch.as_tensor(_axis_weights(size, patch, starts), dtype=torch.float32, device=device)
+        torch.as_tensor(_axis_weights(size, patch, starts), dtype=torch.float32, device=ring.device)
         for size, patch, starts in zip(case.shape, patch_size, corners, strict=True)
     ]
-    depth = min(patch_size[0], case.shape[0])
-    ring_shape = (num_outputs, depth, *case.shape[1:])
-    fits = 4 * math.prod(ring_shape) <= ring_bytes
-    ring = torch.zeros(ring_shape, dtype=torch.float32 if fits else torch.float16, device=device)
     finished = 0
     windows = product(*(list(enumerate(starts)) for starts in corners))
     for batch in _batches(windows, batch_size or choose_batch_size(patch_size, num_outputs)):
         lowest = [tuple(start for _, start in window) for window in batch]
+        forward = partial(_forward, several, case, patch_size, num_outputs, mirror_axes, torch.device(device))
         with torch.no_grad(), autocast():
-            logits = _forward(
-                several, case, lowest, patch_size, num_outputs, mirror_axes, torch.device(device)
-            )
+            logits = _in_parts(forward, lowest).to(ring.device)
         scale = 1.0 / (len(several) * 2 ** len(mirror_axes))
         for window, corner, logits_KZYX in zip(batch, lowest, logits, strict=True):
             if corner[0] > finished:
@@ -139,6 +142,15 @@ def predict_classes(
         codes[plane : plane + slab.shape[1]] = table[classes_of(slab, labels).cpu().numpy()]
         plane += slab.shape[1]
     return codes
+
+
+def ahead(slabs: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Yield slabs while a thread computes the next one: the device computes while the host restores."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="slabs") as worker:
+        coming = worker.submit(next, slabs, None)
+        while (slab := coming.result()) is not None:
+            coming = worker.submit(next, slabs, None)
+            yield slab
 
 
 def classes_of(logits_KZYX: Tensor, labels: LabelSpace) -> Tensor:
@@ -193,14 +205,36 @@ def _batches(
         yield batch
 
 
+def _make_ring(shape: tuple[int, ...], ring_bytes: int, device: torch.device) -> Tensor:
+    kind = torch.float32 if 4 * math.prod(shape) <= ring_bytes else torch.float16
+    try:
+        return torch.zeros(shape, dtype=kind, device=device)
+    except torch.OutOfMemoryError:
+        logger.info(
+            "The logits of a case do not fit into the memory of %s: they are added on the host.", device
+        )
+    return torch.zeros(shape, dtype=kind)
+
+
+def _in_parts(forward: Callable[[Sequence[Corner]], Tensor], lowest: Sequence[Corner]) -> Tensor:
+    """Send windows through the network, fewer at a time where they do not fit into the memory together."""
+    try:
+        return forward(lowest)
+    except torch.OutOfMemoryError:
+        if len(lowest) == 1:
+            raise
+    half = len(lowest) // 2
+    return torch.cat([_in_parts(forward, lowest[:half]), _in_parts(forward, lowest[half:])])
+
+
 def _forward(
     predictors: Sequence[Predictor],
     case: Case,
-    lowest: Sequence[Sequence[int]],
     patch_size: Voxel,
     num_outputs: int,
     mirror_axes: Sequence[int],
     device: torch.device,
+    lowest: Sequence[Sequence[int]],
 ) -> Tensor:
     """Return the sum over predictors and flips of the logits (B, K, pz, py, px)."""
     corners = [(int(z), int(y), int(x)) for z, y, x in lowest]

@@ -42,7 +42,7 @@ def lasting(
     Raises: PlanError if the time is too short to learn anything.
     """
     start = time.monotonic()
-    workers = default_workers(runtime) if workers is None else workers
+    workers = default_workers(runtime, plan) if workers is None else workers
     method = method_class(plan).to(runtime.device)
     phases = [phase for phase in method.phases() if phase.num_steps]
     costs = {

@@ -1,18 +1,20 @@
 """What follows training: the validation cases on their own grids, with the same code as any prediction."""
 
 import logging
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
+from medplan import checkpoint
 from medplan.data.dataset import open_dataset
 from medplan.data.images import read_label
-from medplan.data.rawcase import RawCase
 from medplan.errors import MedplanError
 from medplan.evaluate.run import evaluate_pairs
-from medplan.plan.schema import DatasetPlan, Fold, Plan
+from medplan.plan.schema import Fold, Plan
 from medplan.predict import postprocess
 from medplan.predict.model import Model, Options
-from medplan.progress import track
+from medplan.predict.run import predict_cases
 from medplan.runtime import Runtime
 
 __all__ = ["evaluate_run"]
@@ -25,8 +27,10 @@ def evaluate_run(
 ) -> list[Path]:
     """Predict and evaluate the validation cases of a trained fold, with its best and its last checkpoint.
 
-    Also decides the post-processing, with the best checkpoint, and writes it beside the fold's checkpoints.
-    Where the raw dataset is not on this machine nothing is evaluated, and that is said.
+    The last one is left out where it is the best. Cases that were predicted before the command was
+    interrupted are not predicted again. Also decides the post-processing, with the best checkpoint, and
+    writes it beside the fold's checkpoints. Where the raw dataset, or a package to read it, is not on this
+    machine nothing is evaluated, and that is said.
 
     Args:
         folder: of the fold; gets ``validation/<checkpoint>/``, one folder deeper for several datasets.
@@ -35,6 +39,10 @@ def evaluate_run(
     Returns: the summaries that were written; none without validation cases.
     """
     summaries = []
+    checkpoints: list[Literal["best", "last"]] = ["best", "last"]
+    if _step_of(folder / "best.pt") == _step_of(folder / "last.pt"):
+        checkpoints.remove("last")
+        shutil.rmtree(folder / "validation" / "last", ignore_errors=True)
     for dataset in plan.learned:
         validation = dataset.roles(fold).get("validation", ())
         try:
@@ -42,16 +50,24 @@ def evaluate_run(
         except MedplanError as error:
             logger.warning("The validation cases of '%s' stay unevaluated: %s", dataset.name, error)
             continue
-        chosen = tuple(case for case in cases if case.id in validation and case.label is not None)
-        for checkpoint in ("best", "last") if chosen else ():
-            target = folder / "validation" / checkpoint
+        chosen = [case for case in cases if case.id in validation and case.label is not None]
+        for name in checkpoints if chosen else ():
+            target = folder / "validation" / name
             target = target / dataset.name if len(plan.learned) > 1 else target
-            model = Model.load(
-                folder, checkpoint=checkpoint, device=str(runtime.device), dataset=dataset.name
-            )
-            pairs = list(_predict(model, chosen, dataset, target))
-            if checkpoint == "best" and len(plan.learned) == 1:
-                maps = ((read_label(predicted)[0], read_label(truth)[0]) for _, predicted, truth in pairs)
+            model = Model.load(folder, checkpoint=name, device=str(runtime.device), dataset=dataset.name)
+            try:
+                # Before post-processing, which is decided on these.
+                predicted = predict_cases(chosen, target, model, options=Options(postprocessing=False))
+            except ImportError as error:
+                logger.warning("The validation cases of '%s' stay unevaluated: %s.", dataset.name, error)
+                continue
+            pairs = [
+                (case.id, path, case.label)
+                for case, path in zip(chosen, predicted, strict=True)
+                if case.label is not None
+            ]
+            if name == "best" and len(plan.learned) == 1:
+                maps = ((read_label(path)[0], read_label(truth)[0]) for _, path, truth in pairs)
                 postprocess.write(postprocess.decide(maps, dataset.labels), folder)
             prompts = Options().prompt if model.takes_prompts else None
             evaluate_pairs(pairs, dataset.labels, output=target, prompts=prompts)
@@ -59,12 +75,5 @@ def evaluate_run(
     return summaries
 
 
-def _predict(
-    model: Model, cases: tuple[RawCase, ...], dataset: DatasetPlan, target: Path
-) -> Iterator[tuple[str, Path, Path]]:
-    """Yield id, prediction and reference of each case; predictions are those before post-processing."""
-    for case in track(cases, label=f"validation of {dataset.name}", total=len(cases)):
-        assert case.label is not None
-        output = target / f"{case.id}{dataset.file_ending}"
-        model.predict_file(case.images, output=output, options=Options(postprocessing=False))
-        yield case.id, output, case.label
+def _step_of(path: Path) -> int:
+    return int(checkpoint.load(path)["step"])

@@ -1,5 +1,7 @@
 """Batches as a function of their number: element i of a phase is the same whoever draws it, and whenever."""
 
+import logging
+import math
 import multiprocessing
 import signal
 import traceback
@@ -13,19 +15,46 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from medplan.errors import DataError, MedplanError, MethodError
 from medplan.method import Batch, Element, Phase
+from medplan.plan.schema import Plan
 from medplan.randomness import fold_in, generator
-from medplan.runtime import Runtime, cores
+from medplan.runtime import Runtime, cores, host_memory, shared_memory
 from medplan.samples.cases import CaseStore
 
 __all__ = ["batches", "collate", "default_workers", "draw", "to_device"]
 
+logger = logging.getLogger(__name__)
 
-def default_workers(runtime: Runtime) -> int:
-    """Return how many worker processes suit the device: none on the CPU, where they only take cores from
-    training."""
+MOST_WORKERS = 12
+PREFETCHED = 3
+"""Batches that each worker has ready."""
+LARGER_BOX = 3
+"""Voxels that are read per voxel of a patch; patches that are rotated or shrunk come from larger boxes."""
+WORKER_BYTES = 2**29
+
+
+def default_workers(runtime: Runtime, plan: Plan) -> int:
+    """Return how many worker processes suit device, cores and free memory.
+
+    None on the CPU, where they only take cores from training. Where the memory that processes share is too
+    small for a single one, as in many containers, the main process loads, and that is said.
+    """
     if runtime.device.type == "cpu":
         return 0
-    return max(1, min(12, cores() // runtime.world - 1))
+    most = max(1, min(MOST_WORKERS, cores() // runtime.world - 1))
+    share = plan.training.batch_size / runtime.world
+    waiting = PREFETCHED * share * LARGER_BOX * math.prod(plan.patch_size) * (4 * plan.num_channels + 2)
+    free, shared = host_memory(), shared_memory()
+    if free is not None:
+        most = min(most, max(1, int(free / 2 / runtime.world / (waiting + WORKER_BYTES))))
+    fits = most if shared is None else int(shared / runtime.world / waiting)
+    if fits < 1:
+        logger.warning(
+            "Processes can share only %.0f MiB here (/dev/shm), too little for one that loads patches: the "
+            "main process loads them, while the GPU waits. Start the container with --shm-size=8g or "
+            "--ipc=host.",
+            (shared or 0) / 2**20,
+        )
+    return min(most, fits)
 
 
 def draw(store: CaseStore, phase: Phase, index: int, *, seed: int) -> Element:
@@ -58,7 +87,7 @@ def batches(
         collate_fn=_collate_or_report,
         pin_memory=runtime.device.type == "cuda",
         worker_init_fn=_leave_signals_to_the_parent,
-        prefetch_factor=3 if workers else None,
+        prefetch_factor=PREFETCHED if workers else None,
         multiprocessing_context=_start_method() if workers else None,
     )
     iterator = iter(loader)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from medplan.errors import MethodError
 from medplan.method import Batch, Method, Phase, Progress
 from medplan.plan.schema import Fold, Plan
 from medplan.randomness import fold_in
@@ -66,7 +67,7 @@ def train(
     Raises: MedplanError; SystemExit with 128 + the signal's number after SIGINT or SIGTERM, the step being
         saved.
     """
-    workers = default_workers(runtime) if workers is None else workers
+    workers = default_workers(runtime, plan) if workers is None else workers
     if runtime.device.type == "cpu":
         tune_allocator()
     with ExitStack() as stack:
@@ -142,13 +143,23 @@ def _train_phase(run: Run, store: CaseStore, *, workers: int, signals: Signals) 
 def take_step(
     method: Method, batch: Batch, phase: Phase, update: GradientUpdate, at: Progress, runtime: Runtime
 ) -> dict[str, Tensor]:
-    """Bring a batch to the device, augment it and let the method learn from it; return what it logs."""
-    batch = to_device(batch, runtime.device)
-    if phase.augment is not None:
-        with torch.no_grad():
-            batch = phase.augment(batch, torch.Generator().manual_seed(torch.initial_seed()))
-    with runtime.autocast():
-        return method.training_step(batch, update, at)
+    """Bring a batch to the device, augment it and let the method learn from it; return what it logs.
+
+    Raises: MethodError if the memory of the device does not suffice.
+    """
+    try:
+        batch = to_device(batch, runtime.device)
+        if phase.augment is not None:
+            with torch.no_grad():
+                batch = phase.augment(batch, torch.Generator().manual_seed(torch.initial_seed()))
+        with runtime.autocast():
+            return method.training_step(batch, update, at)
+    except torch.OutOfMemoryError as error:
+        raise MethodError(
+            f"A step of phase '{at.phase}' with {phase.batch_size} samples does not fit into "
+            f"{runtime.memory()} (step {at.step}). Plan again with a smaller --gpu-memory, or give a "
+            "smaller --batch-size or --patch-size."
+        ) from error
 
 
 def _asked_to_stop(folder: Path, signals: Signals, runtime: Runtime) -> Status | None:

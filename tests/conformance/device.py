@@ -38,7 +38,8 @@ _calls: list[bool] = []
 ANSWERS: dict[str, Any] = {
     "_lazy_init": None, "is_available": True, "device_count": 1, "current_device": 0, "set_device": None,
     "get_device_capability": (9, 0), "get_device_name": "none", "is_bf16_supported": True,
-    "max_memory_allocated": 0, "mem_get_info": (2**30, 2**31), "empty_cache": None,
+    "max_memory_allocated": 0, "mem_get_info": (2**30, 2**34), "memory_reserved": 2**30,
+    "empty_cache": None,
 }  # fmt: skip
 """What `torch.cuda` says of the device."""
 
@@ -140,6 +141,8 @@ def emulated(*, autocast: bool = False) -> Iterator[torch.device]:
             patch.setattr(torch, "load", load_there)
             patch.setattr(torch, "Generator", _Generator)
             patch.setattr(Tensor, "pin_memory", lambda self, device=None: self)
+            # Threads would not see the device.
+            patch.setattr("medplan.predict.model.ahead", lambda slabs: slabs)
             patch.setattr(torch.accelerator, "is_available", lambda: True)
             for name, answer in ANSWERS.items():
                 patch.setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)

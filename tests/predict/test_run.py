@@ -16,6 +16,7 @@ from medplan.data.images import read_geometry, read_label
 from medplan.errors import DataError, UsageError
 from medplan.plan.schema import Grid
 from medplan.predict.model import Model, Options
+from medplan.predict.postprocess import Postprocessing
 from medplan.predict.run import predict
 from tests.conftest import make_phantom, write_nifti
 from tests.predict.toy import Toy, make_plan, make_run
@@ -115,6 +116,15 @@ def test_complete_outputs_are_kept_and_others_are_made_again(
     assert predicted[2:] == ["case0"]
     predict(inputs, out, model, options=Options(classes=("liver",)))
     assert predicted[3:] == ["case0", "case1", "case2"]
+    predicted.clear()
+    plain = Options(postprocessing=False)
+    predict(inputs, out, model, options=plain)
+    model.postprocessing = Postprocessing(largest_foreground=True)
+    predict(inputs, out, model, options=plain)
+    assert len(predicted) == 3, "what is left out does not matter"
+    predict(inputs, out, model)
+    predict(inputs, out, model)
+    assert len(predicted) == 6
 
 
 def test_one_bad_file_does_not_stop_the_others(model: Model, inputs: Path, tmp_path: Path) -> None:

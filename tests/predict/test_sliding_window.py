@@ -1,5 +1,5 @@
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -11,7 +11,13 @@ from torch import Tensor
 from medplan.data.labels import LabelSpace
 from medplan.errors import MethodError
 from medplan.predict import sliding_window
-from medplan.predict.sliding_window import choose_batch_size, num_windows, predict_case, predict_classes
+from medplan.predict.sliding_window import (
+    ahead,
+    choose_batch_size,
+    num_windows,
+    predict_case,
+    predict_classes,
+)
 from medplan.samples.cases import Case
 
 MakeCase = Callable[..., Case]
@@ -266,3 +272,34 @@ def test_regions_are_painted_in_their_order_and_compare_as_codes() -> None:
 def test_the_batch_is_bounded() -> None:
     assert choose_batch_size((512, 512, 512), 118) == 1
     assert choose_batch_size((1, 64, 64), 2) == 16
+
+
+def test_windows_that_do_not_fit_together_go_one_after_the_other(make_case: MakeCase) -> None:
+    case, asked = make_case((8, 16, 16)), []
+
+    def scarce(patches: Tensor, corners: Corners) -> Tensor:
+        asked.append(len(patches))
+        if len(patches) > 1:
+            raise torch.OutOfMemoryError
+        return patches
+
+    def never(patches: Tensor, corners: Corners) -> Tensor:
+        raise torch.OutOfMemoryError
+
+    numbers = {"patch_size": (8, 8, 8), "num_outputs": len(case.pixels), "batch_size": 4}
+    assert np.array_equal(whole(scarce, case, **numbers), whole(identity, case, **numbers))
+    assert max(asked) == 4
+    with pytest.raises(torch.OutOfMemoryError):
+        whole(never, case, **numbers)
+
+
+def test_slabs_computed_ahead_are_the_same_and_errors_come_through() -> None:
+    slabs = [torch.full((1, 1, 2, 2), float(number)) for number in range(4)]
+    assert [int(slab.max()) for slab in ahead(iter(slabs))] == [0, 1, 2, 3]
+
+    def broken() -> Iterator[Tensor]:
+        yield slabs[0]
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        list(ahead(broken()))

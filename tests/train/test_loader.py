@@ -11,7 +11,8 @@ from medplan.errors import DataError, MethodError
 from medplan.method import Batch, Phase
 from medplan.runtime import Runtime
 from medplan.samples.sampling import Labelled
-from medplan.train.loader import batches, collate
+from medplan.train import loader
+from medplan.train.loader import batches, collate, default_workers
 from tests.train.toy import toy_plan, toy_store
 
 CPU = Runtime(device=torch.device("cpu"))
@@ -93,3 +94,25 @@ def test_arrays_of_unequal_shape_become_a_list_of_tensors() -> None:
 def test_elements_with_unequal_keys_are_refused() -> None:
     with pytest.raises(MethodError, match="different keys"):
         collate([{"a": np.zeros(2)}, {"b": np.zeros(2)}])
+
+
+@pytest.mark.parametrize(
+    ("free", "shared", "expected"),
+    [(2**40, 2**40, 12), (None, None, 12), (2**32, 2**40, 3), (2**40, 500_000, 4), (2**20, 2**40, 1)],
+)
+def test_workers_are_as_many_as_cores_and_memory_allow(
+    free: int | None, shared: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, answer in (("cores", 64), ("host_memory", free), ("shared_memory", shared)):
+        monkeypatch.setattr(loader, name, lambda answer=answer: answer)
+    # A worker keeps 3 batches of 2 patches of 1152 voxels ready, up to 3 times as large, and 512 MiB besides.
+    assert default_workers(Runtime(device=torch.device("cuda", 0)), PLAN) == expected
+    assert default_workers(CPU, PLAN) == 0
+
+
+def test_too_little_shared_memory_for_a_worker_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loader, "shared_memory", lambda: 2**16)
+    assert default_workers(Runtime(device=torch.device("cuda", 0)), PLAN) == 0
+    assert "--shm-size" in caplog.text

@@ -70,3 +70,24 @@ def test_volumes_two_voxels_deep_have_exact_gradients_on_the_cpu() -> None:
         exact = torch.nn.functional.conv3d(volume, weight, padding=1)
         (expected,) = torch.autograd.grad(exact.square().sum(), weight)
         assert torch.allclose(gradient, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_gpu_is_set_up_for_patches_of_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    for name, answer in (("is_available", True), ("device_count", 2), ("get_device_capability", (7, 5))):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    runtime = Runtime.choose("cuda:1")
+    assert chosen == [torch.device("cuda", 1)] and torch.backends.cudnn.benchmark
+    assert runtime.precision == "fp32", "a GPU without bfloat16 computes in float32, never in float16"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    assert Runtime.choose("auto").precision == "bf16"
+
+
+def test_messages_say_what_memory_there_is_and_what_others_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * 2**30, 16 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 4 * 2**30)
+    runtime = Runtime(device=torch.device("cuda", 0))
+    assert runtime.memory() == "the 16.0 GiB of the GPU, of which other programs hold 10.0,"
+    assert Runtime(device=torch.device("cpu")).memory() == "the memory of this machine"

@@ -241,3 +241,12 @@ def test_kill_at_any_moment_and_the_same_command_again_gives_the_same_bytes(tmp_
             process.wait()
     subprocess.run([*command, str(tmp_path / "killed")], check=True, cwd=root)
     assert (tmp_path / "whole" / "last.pt").read_bytes() == (tmp_path / "killed" / "last.pt").read_bytes()
+
+
+def test_a_step_that_does_not_fit_says_what_to_make_smaller(tmp_path: Path) -> None:
+    class Large(Toy):
+        def training_step(self, batch, update, at):  # type: ignore[no-untyped-def]
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(MethodError, match=r"phase 'first' with 2 samples .* --batch-size or --patch-size"):
+        go(tmp_path, toy_plan(), kind=Large)
