@@ -42,7 +42,9 @@ def fill_or_lighten(
             raise
     if heavy is not None:
         fits = heavy[1].total <= target_bytes
-        if lighter is None or (fits and prod(heavy[0].patch_size) >= LARGE_VOXELS[draft.dims]):
+        # What cases are squeezed to does not grow.
+        is_large = prod(heavy[0].patch_size) >= LARGE_VOXELS[draft.dims] or draft.grid.shape is not None
+        if lighter is None or (fits and is_large):
             return heavy
     assert lighter is not None
     plan, footprint = fill(lighter)

@@ -37,6 +37,18 @@ def test_a_large_patch_is_not_paid_for_with_time():
     assert choose((128, 128, 128), (256, 256, 256)).config == {}
 
 
+def test_nor_is_the_shape_that_cases_are_squeezed_to_unless_it_does_not_fit():
+    def fill(draft):
+        assert "light" not in draft.config or total > 10, "it should not be tried"
+        return replace(draft, patch_size=(16, 16, 16)), Taken(total // (1 + draft.config.get("light", False)))
+
+    draft = replace(toy_plan(), grid=replace(toy_plan().grid, spacing_mm=None, shape=(16, 16, 16)))
+    light = replace(draft, config={"light": True})
+    for total, expected in ((10, {}), (20, {"light": True})):
+        plan, _ = fill_or_lighten(fill, draft, light, target_bytes=10)
+        assert plan.config == expected
+
+
 def test_a_small_patch_is_if_it_grows_enough():
     plan = choose((64, 64, 64), (96, 96, 96))
     assert plan.config == {"light": True} and "64x64x64" in plan.reasons["config.light"]
