@@ -38,14 +38,11 @@ def test_a_large_patch_is_not_paid_for_with_time():
 
 
 def test_nor_is_the_shape_that_cases_are_squeezed_to_unless_it_does_not_fit():
-    def fill(draft):
-        assert "light" not in draft.config or total > 10, "it should not be tried"
-        return replace(draft, patch_size=(16, 16, 16)), Taken(total // (1 + draft.config.get("light", False)))
-
     draft = replace(toy_plan(), grid=replace(toy_plan().grid, spacing_mm=None, shape=(16, 16, 16)))
     light = replace(draft, config={"light": True})
+    patches = {False: (16, 16, 16), True: (64, 64, 64)}
     for total, expected in ((10, {}), (20, {"light": True})):
-        plan, _ = fill_or_lighten(fill, draft, light, target_bytes=10)
+        plan, _ = fill_or_lighten(fill_with(patches, total), draft, light, target_bytes=10)
         assert plan.config == expected
 
 
