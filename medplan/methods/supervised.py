@@ -105,9 +105,8 @@ class Supervised(Method):
             plan.dims,
             deep_supervision=self.config.deep_supervision,
         )
-        axes = (0, 1, 2) if plan.dims == 3 else (1, 2)
-        safe = axes[:-1] if labels.tells_sides else axes
-        self.mirror_axes = safe if self.config.mirror_axes is None else self.config.mirror_axes
+        chosen = self.config.mirror_axes
+        self.mirror_axes = plan.mirror_axes(plan.datasets[0]) if chosen is None else chosen
         batch_dice = plan.dims == 2 if self.config.batch_dice is None else self.config.batch_dice
         self.loss = SegmentationLoss(labels, batch_dice=batch_dice)
 

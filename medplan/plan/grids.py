@@ -95,18 +95,18 @@ def _too_small(
 
 
 def choose_orientation(
-    slice_axes: Sequence[Literal["z", "y", "x"] | None], *, dims: int, is_picture: bool, tells_sides: bool
+    slice_axes: Sequence[Literal["z", "y", "x"] | None], *, dims: int, is_picture: bool, needs_canonical: bool
 ) -> tuple[str | None, str]:
     """Choose the canonical orientation, or None to keep the axes as they are stored, and give the reason.
 
     Args:
         slice_axes: per case the canonical axis that its thick slices are stacked along; None without such.
-        tells_sides: classes differ by side, so that left and right should not depend on the storage.
+        needs_canonical: the method compares cases voxel by voxel.
     """
     if is_picture:
         return None, "pictures stay as they are"
     found = sorted({axis for axis in slice_axes if axis is not None})
-    if None in slice_axes or tells_sides or found in ([], ["z"]) or (dims == 3 and len(found) == 1):
+    if None in slice_axes or needs_canonical or found in ([], ["z"]) or (dims == 3 and len(found) == 1):
         return "RAS", "canonical"
     return None, (
         f"as stored: thick slices are stacked along {' or '.join(found)} of the canonical orientation, which "

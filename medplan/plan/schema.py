@@ -273,6 +273,17 @@ class Plan:
         """The datasets whose classes are learnt; those that are only pretrained on come after them."""
         return tuple(dataset for dataset in self.datasets if not dataset.is_for_pretraining)
 
+    def mirror_axes(self, dataset: DatasetPlan) -> tuple[int, ...]:
+        """Return the axes (0 z, 1 y, 2 x) along which images of a dataset may be flipped.
+
+        Where classes tell left from right that leaves out x, which is that axis on canonical grids; on
+        volumes whose axes are as stored it leaves none.
+        """
+        axes = (0, 1, 2)[3 - self.dims :]
+        if not dataset.labels.tells_sides:
+            return axes
+        return axes[:-1] if self.grid.orientation is not None or self.grid.spacing_mm is None else ()
+
     @property
     def num_channels(self) -> int:
         return len(self.datasets[0].channels)

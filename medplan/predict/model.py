@@ -361,9 +361,7 @@ class Model:
     def logits(self, case: Case, *, options: Options | None = None) -> Iterator[Tensor]:
         """Yield the averaged logits of a prepared case, (K, dz, Y, X) float32, slab by slab along z."""
         options, labels = options or Options(), self.dataset.labels
-        mirror_axes = (
-            tuple(range(3 - self.plan.dims, 2 if labels.tells_sides else 3)) if options.mirror else ()
-        )
+        mirror_axes = self.plan.mirror_axes(self.dataset) if options.mirror else ()
         return predict_case(
             self._predictors(case),
             case,

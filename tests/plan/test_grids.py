@@ -70,7 +70,7 @@ def test_pictures_are_not_cropped() -> None:
     ],
 )
 def test_slices_are_never_cut_across(axes: list[Any], dims: int, expected: str | None) -> None:
-    chosen, reason = choose_orientation(axes, dims=dims, is_picture=False, tells_sides=False)
+    chosen, reason = choose_orientation(axes, dims=dims, is_picture=False, needs_canonical=False)
     assert chosen == expected
     assert ("stored" in reason) == (expected is None)
-    assert choose_orientation(axes, dims=dims, is_picture=False, tells_sides=True)[0] == "RAS"
+    assert choose_orientation(axes, dims=dims, is_picture=False, needs_canonical=True)[0] == "RAS"

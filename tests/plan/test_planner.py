@@ -296,3 +296,13 @@ def test_oblique_slices_keep_their_axes(plan: Make, fingerprint: Make) -> None:
     assert made.grid.orientation is None
     assert made.grid.spacing_mm == (8.0, 1.5, 1.5)
     assert made.patch_size[0] <= 12 < made.patch_size[1]
+    assert made.mirror_axes(made.datasets[0]) == (0, 1, 2)
+
+
+@pytest.mark.parametrize(("orientation", "expected"), [("RAS", (0, 1)), (None, ())])
+def test_nothing_is_flipped_that_could_change_sides(
+    plan: Make, fingerprint: Make, orientation: str | None, expected: tuple[int, ...]
+) -> None:
+    made = plan(fingerprint(class_voxels={"left kidney": 9000}))
+    made = replace(made, grid=replace(made.grid, orientation=orientation))
+    assert made.mirror_axes(made.datasets[0]) == expected
