@@ -100,7 +100,8 @@ class Run:
         """
         path = self.folder / "last.pt"
         if resume and path.exists():
-            self._continue(checkpoint.load(path, device=self.runtime.device), path)
+            # To the host: Adam keeps its counters where they are loaded to, and reads them in every step.
+            self._continue(checkpoint.load(path), path)
         else:
             self._enter_phase(0)
             (self.folder / "best.pt").unlink(missing_ok=True)

@@ -91,8 +91,11 @@ class GradientUpdate:
                 "this step. Look at these cases, or try a smaller --lr."
             )
         scale = min(1.0, self._clip_norm / (norm + 1e-6))
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient.detach() if scale == 1.0 else gradient.detach() * scale
+        clipped = [gradient.detach() for gradient in gradients]
+        if scale < 1.0:
+            clipped = list(torch._foreach_mul(clipped, scale))
+        for parameter, gradient in zip(parameters, clipped, strict=True):
+            parameter.grad = gradient
         self._optimizers[name].step()
         for parameter in parameters:
             parameter.grad = None
