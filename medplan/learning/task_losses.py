@@ -35,16 +35,11 @@ def adaptive_tversky(
     logits_BTZYX: Tensor,
     target_BTZYX: Tensor,
     valid_B1ZYX: Tensor | None = None,
-    *,
-    smooth: float = 1.0,
 ) -> Tensor:
     """Return (B, T): 1 - TP / (TP + alpha FP + (1 - alpha) FN).
 
     alpha is the share of the false positives among the errors, between 0.2 and 0.8; gradients go through it.
-
-    Args:
-        smooth: voxels added to numerator and denominator. Released: 0, with which a task that is absent from
-            the patch costs 1 whatever is predicted, and has no gradient.
+    A task that is absent from the patch costs 1 whatever is predicted, and has no gradient.
 
     Source: Salehi et al. 2017, arXiv:1706.05721 (Tversky loss); alpha and its range as in the code of
         arXiv:2306.02416.
@@ -56,7 +51,7 @@ def adaptive_tversky(
     invented, missed = probability.sum((2, 3, 4)) - found, target.sum((2, 3, 4)) - found
     alpha = (invented / (invented + missed + TINY)).clamp(*ALPHA)
     errors = alpha * invented + (1 - alpha) * missed
-    return 1 - (found + smooth) / (found + errors + max(smooth, TINY))
+    return 1 - found / (found + errors + TINY)
 
 
 def pool_slots(values_BT: Tensor, is_real_BT: Tensor, *, expected: float | None = None) -> Tensor:
@@ -79,17 +74,18 @@ class TaskLoss(nn.Module):
     Args:
         labels: of each dataset; the task in slot i of a dataset is its i-th class or region.
         num_slots: task slots of a sample.
-        smooth: of `adaptive_tversky`.
+        skips_absent: a task that is absent from a patch has no Tversky loss there; the cross-entropy teaches
+            its absence. Released: False, which adds 1 to the loss and nothing to its gradient.
         expected: of `pool_slots`; None also takes the mean of the modality loss over the known ones only.
     """
 
     targets_DTM: Tensor
 
     def __init__(
-        self, labels: Sequence[LabelSpace], *, num_slots: int, smooth: float, expected: float | None
+        self, labels: Sequence[LabelSpace], *, num_slots: int, skips_absent: bool, expected: float | None
     ) -> None:
         super().__init__()
-        self.smooth, self.expected = smooth, expected
+        self.skips_absent, self.expected = skips_absent, expected
         tables = [each.membership()[1 if each.is_exclusive else 0 :] for each in labels]
         width = max(table.shape[1] for table in tables)
         targets = np.zeros((len(tables), num_slots, width), dtype=bool)
@@ -114,10 +110,11 @@ class TaskLoss(nn.Module):
     ) -> Tensor:
         """Return the loss, averaged over `outputs`: logits (B, T, Z, Y, X) of one or several resolutions."""
         target, valid = self.targets(codes_BZYX, source_B)
+        counts = (target & valid).any(-1).any(-1).any(-1) if self.skips_absent else is_real_BT
         losses = []
         for logits in outputs:
             slots = binary_cross_entropy(logits, target, valid)
-            slots = slots + adaptive_tversky(logits, target, valid, smooth=self.smooth)
+            slots = slots + adaptive_tversky(logits, target, valid) * counts
             losses.append(pool_slots(slots, is_real_BT, expected=self.expected))
         return torch.stack(losses).mean()
 

@@ -24,8 +24,8 @@ Answers: tasks are independent sigmoids. For classes that exclude each other the
 so that a voxel belongs to its most probable task, if that is more probable than not. For regions each task is
 its region, and `LabelSpace.region_order` says which is painted over which.
 
-Differs: empty task slots are masked in attention; a task absent from a patch can be learnt from by the
-Tversky loss too; the loss is divided by the expected number of tasks, a constant, not by that of the batch; a
+Differs: empty task slots are masked in attention; a task absent from a patch has no Tversky loss, which added
+a constant; the loss is divided by the expected number of tasks, a constant, not by that of the batch; a
 share of the images is shown as of unknown modality (the loss still asks for it); the schedule falls with
 every step rather than every epoch; AdamW takes the place of LAMB, which is for large batches; a third of the
 patches is centred on foreground; spatial augmentation is that of every method here; inputs are normalised as
@@ -110,7 +110,6 @@ class Config:
         old_lr_factor: learning rate of what is not new with ``full``.
         modality_weight: of the modality loss.
         hide_modality: share of the images shown as of unknown modality. Released: 0.
-        smooth: voxels added to both sides of the Tversky fraction. Released: 0.
         optimizer: ``adamw``, or ``lamb`` as released.
         eps: of the optimiser. Released: 1e-5.
         warmup: fraction of the steps in which the rate rises. Released: 5 of 200 epochs, Hermes-M 0.
@@ -133,7 +132,6 @@ class Config:
     old_lr_factor: float = 0.1
     modality_weight: float = 0.01
     hide_modality: float = 0.1
-    smooth: float = 1.0
     optimizer: Literal["lamb", "adamw"] = "adamw"
     eps: float = 1e-8
     warmup: float = 0.05
@@ -236,7 +234,7 @@ class Hermes(Method):
         self.loss = TaskLoss(
             [dataset.labels for dataset in plan.datasets],
             num_slots=self.num_slots,
-            smooth=0.0 if config.compat else config.smooth,
+            skips_absent=not config.compat,
             expected=None if config.compat else self._expected_tasks(),
         )
 

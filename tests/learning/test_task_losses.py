@@ -10,8 +10,8 @@ TWO = LabelSpace(names=("liver", "spleen"), values=((1,), (2,)))
 REGIONS = LabelSpace(names=("whole", "core"), values=((1, 2), (2,)), region_order=(1, 2))
 
 
-def make(expected=2.0, smooth=1.0):
-    return TaskLoss([TWO, REGIONS], num_slots=3, smooth=smooth, expected=expected)
+def make(expected=2.0, skips_absent=True):
+    return TaskLoss([TWO, REGIONS], num_slots=3, skips_absent=skips_absent, expected=expected)
 
 
 def test_codes_become_one_target_per_task_of_their_dataset():
@@ -40,14 +40,29 @@ def test_a_batch_without_any_task_has_a_loss_of_zero(expected):
 
 
 def test_an_absent_task_costs_nothing_once_it_is_not_predicted_and_has_a_gradient_before():
-    target = torch.zeros(1, 1, 4, 4, 4, dtype=torch.bool)
-    assert adaptive_tversky(torch.full((1, 1, 4, 4, 4), -30.0), target) < 1e-6
-    logits = torch.full((1, 1, 4, 4, 4), -2.0, requires_grad=True)
-    adaptive_tversky(logits, target).sum().backward()
-    assert logits.grad.min() > 0
-    released = torch.full((1, 1, 4, 4, 4), -2.0, requires_grad=True)
-    adaptive_tversky(released, target, smooth=0.0).sum().backward()
-    assert released.grad.abs().max() == 0
+    codes, source = torch.zeros(1, 4, 4, 4, dtype=torch.int16), torch.tensor([0])
+    is_real = torch.tensor([[True, True, False]])
+    assert make()([torch.full((1, 3, 4, 4, 4), -30.0)], codes, source, is_real) < 1e-6
+    logits = torch.full((1, 3, 4, 4, 4), -2.0, requires_grad=True)
+    make()([logits], codes, source, is_real).backward()
+    assert logits.grad[:, :2].min() > 0
+    released = make(None, skips_absent=False)
+    assert released([torch.full((1, 3, 4, 4, 4), -30.0)], codes, source, is_real) == pytest.approx(1)
+
+
+def test_absence_pulls_less_hard_than_presence():
+    """Else tasks that are absent from most patches are never found: their sigmoids have no gradient left."""
+
+    def pull(codes):
+        logits = torch.full((1, 3, 8, 8, 8), -7.0, requires_grad=True)
+        is_real = torch.tensor([[True, False, False]])
+        make()([logits], codes, torch.tensor([0]), is_real).backward()
+        return logits.grad[0, 0].sum()
+
+    absent = torch.zeros(1, 8, 8, 8, dtype=torch.int16)
+    present = absent.clone()
+    present[:, 2:4, 2:4, 2:4] = 1
+    assert 0 < pull(absent) < -pull(present)
 
 
 def test_halves_of_a_batch_have_the_mean_loss_of_the_whole_whatever_tasks_they_hold():

@@ -123,19 +123,19 @@ def test_losses_and_their_gradients_equal_the_original(reference):
             return loss
 
         entropy = check("bce", pooled(binary_cross_entropy(logits, target)))
-        tversky = check("tversky", pooled(adaptive_tversky(logits, target, smooth=0.0)))
+        tversky = check("tversky", pooled(adaptive_tversky(logits, target)))
         for name, loss in (("bce", entropy), ("tversky", tversky)):
             (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True)
             original.check(f"{name}_gradient", gradient)
     check("seg", entropy + tversky)
     aux = 12 * original.input("loss_logits_aux") - 6
-    of_aux = binary_cross_entropy(aux, target) + adaptive_tversky(aux, target, smooth=0.0)
+    of_aux = binary_cross_entropy(aux, target) + adaptive_tversky(aux, target)
     check("seg_with_aux", 0.5 * (entropy + tversky) + 0.5 * pooled(of_aux))
     perfect = torch.where(target, 30.0, -30.0).double()
     check("perfect_bce", pooled(binary_cross_entropy(perfect, target)))
-    check("perfect_tversky", pooled(adaptive_tversky(perfect, target, smooth=0.0)))
+    check("perfect_tversky", pooled(adaptive_tversky(perfect, target)))
     labels = LabelSpace(names=("a",), values=((1,),))
-    released = TaskLoss([labels], num_slots=2, smooth=0.0, expected=None)
+    released = TaskLoss([labels], num_slots=2, skips_absent=False, expected=None)
     scores = 6 * original.input("modality_logits") - 3
     modality = check("modality_ce", released.modality(scores, torch.tensor([0, -1, 4])))
     check("total", entropy + tversky + 0.01 * modality)
