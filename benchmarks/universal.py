@@ -8,22 +8,32 @@ network on fold 0 of all of them, without the domain LGE of MSCMRSeg. ``separate
 model per dataset, each for a sixth of the seconds that the joint training took. ``transfer`` makes a dataset
 of the labelled LGE scans, whose patients the joint training has not seen, and learns it from one case and
 from all but one, from random weights and from the joint network; every patient is the test case of one fold.
-Nothing is selected: Dice are those of the last weights on the validation cases, on the grid of 4 mm. Parts
-that are finished are not done again.
+Nothing is selected: Dice are those of the last weights on the validation cases, on the grid of 4 mm.
 """
 
 import argparse
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from medplan import checkpoint, registry
 from medplan.cli import main as medplan
+from medplan.commands.planning import load_plan
+from medplan.predict.folder import find_folds
+from medplan.runtime import Runtime
+from medplan.samples.cases import CaseStore
+from medplan.train.budget import lasting
+from medplan.train.loop import train
+from medplan.train.validate import make_validator
+from medplan.workspace import Workspace
 
 DATASETS = ("CHAOS", "Synapse", "LASeg", "ACDC", "MSCMRSeg", "Hippocampus")
-LGE = "MSCMRLGE"
+UNIVERSAL, LGE = "Universal", "MSCMRLGE"
 FOLDS = 4
 SMALL = ("--spacing", "4", "--gpu-memory", "1")
 PATCH = ("--patch-size", "32", "48", "48")
@@ -41,63 +51,104 @@ def main() -> None:
     parser.add_argument("--transfer-iters", type=int, default=150, help="of each training on LGE")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/universal.json"))
     options = parser.parse_args()
-    space = options.workspace
+    space = Workspace.open(options.workspace)
     results = json.loads(options.output.read_text()) if options.output.is_file() else {}
     for part in options.parts:
         if part == "joint":
             results[part] = joint(space, options.iters)
         elif part == "separate":
-            results[part] = separate(space, seconds_of(fold_folder(space, "Universal", "hermes")))
+            results[part] = separate(space, results["joint"]["seconds"])
         else:
             results[part] = transfer(space, options.transfer_iters)
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(results, indent=1) + "\n")
-    print(json.dumps(results, indent=1))
+    for part, found in results.items():
+        print(part, found.get("mean") or {name: each["mean"] for name, each in found.items()})
 
 
-def joint(space: Path, iterations: int) -> dict[str, object]:
+def joint(space: Workspace, iterations: int) -> dict[str, Any]:
     """Return seconds and Dice by dataset of one network for all."""
-    folder = fold_folder(space, "Universal", "hermes")
-    if not is_trained(folder):
-        call(space, "plan_and_preprocess", "-d", *DATASETS, "--name", "Universal", "-m", "hermes",
-             *WITHOUT_LGE, *SMALL, *PATCH)  # fmt: skip
-        train(space, "Universal", "hermes", iterations)
-    dice = {name: dice_of(folder, name) for name in DATASETS}
-    return {"seconds": seconds_of(folder), "steps": steps_of(folder), "dice": dice}
+    call(space, "-d", *DATASETS, "--name", UNIVERSAL, "-m", "hermes", *WITHOUT_LGE, *SMALL, *PATCH)
+    found = fit(space, UNIVERSAL, "hermes", iterations=iterations)
+    of_dataset = {name: [v for key, v in found["dice"].items() if key.startswith(name)] for name in DATASETS}
+    return {**found, "mean": {name: float(np.mean(dice)) for name, dice in of_dataset.items()}}
 
 
-def separate(space: Path, seconds: float) -> dict[str, object]:
+def separate(space: Workspace, seconds: float) -> dict[str, Any]:
     """Return seconds and Dice of one model per dataset, which share `seconds`."""
-    found: dict[str, object] = {}
+    found = {}
     for name in DATASETS:
-        folder = fold_folder(space, name, "supervised")
-        if not is_trained(folder):
-            domains = WITHOUT_LGE if name == "MSCMRSeg" else ()
-            call(space, "plan_and_preprocess", "-d", name, "-m", "supervised", *SMALL, *domains)
-            minutes = str(seconds / len(DATASETS) / 60)
-            call(space, "train", "-d", name, "-m", "supervised", "--minutes", minutes, "--workers", "0")
-        found[name] = {"seconds": seconds_of(folder), "steps": steps_of(folder), "dice": dice_of(folder)}
+        call(space, "-d", name, "-m", "supervised", *SMALL, *(WITHOUT_LGE if name == "MSCMRSeg" else ()))
+        found[name] = fit(space, name, "supervised", seconds=seconds / len(DATASETS))
+        found[name]["mean"] = float(np.mean(list(found[name]["dice"].values())))
     return found
 
 
-def transfer(space: Path, iterations: int) -> dict[str, object]:
+def transfer(space: Workspace, iterations: int) -> dict[str, Any]:
     """Return the Dice of each test case by number of labelled cases and start."""
-    make_lge(space)
-    found: dict[str, object] = {}
+    make_lge(space.root)
+    first = space.run_folder(UNIVERSAL, "hermes", "default")
+    found: dict[str, Any] = {}
     for labelled in (1, FOLDS - 1):
         for start in ("random", "joint"):
             name = f"{LGE}_{labelled}_{start}"
             shared = ("--set", f'config.shared={{"{LGE}": "MSCMRSeg"}}', "--set", "config.transfer=full")
-            call(space, "plan_and_preprocess", "-d", LGE, "--name", name, "-m", "hermes", "--labelled",
-                 str(labelled), *SMALL, *PATCH_OF_LGE, *(shared if start == "joint" else ()))  # fmt: skip
-            first = ("--from", str(fold_folder(space, "Universal", "hermes").parent))
-            for fold in range(FOLDS):
-                if not is_trained(fold_folder(space, name, "hermes", fold)):
-                    train(space, name, "hermes", iterations, "--fold", str(fold),
-                          *(first if start == "joint" else ()))  # fmt: skip
-            folders = [fold_folder(space, name, "hermes", fold) for fold in range(FOLDS)]
-            found[f"{labelled} labelled, {start}"] = [dice_of(folder) for folder in folders]
+            call(space, "-d", LGE, "--name", name, "-m", "hermes", "--labelled", str(labelled), *SMALL,
+                 *PATCH_OF_LGE, *(shared if start == "joint" else ()))  # fmt: skip
+            of_folds = [
+                fit(space, name, "hermes", iterations=iterations, fold=fold,
+                    start_from=first if start == "joint" else None)
+                for fold in range(FOLDS)
+            ]  # fmt: skip
+            dice = [float(np.mean(list(each["dice"].values()))) for each in of_folds]
+            seconds = sum(each["seconds"] for each in of_folds)
+            found[f"{labelled} labelled, {start}"] = {"dice": dice, "mean": np.mean(dice), "seconds": seconds}
     return found
+
+
+def fit(
+    space: Workspace,
+    name: str,
+    method: str,
+    *,
+    iterations: int | None = None,
+    seconds: float | None = None,
+    fold: int = 0,
+    start_from: Path | None = None,
+) -> dict[str, Any]:
+    """Train, and return steps, their seconds, and the Dice of each class on the fold's validation cases."""
+    plan = load_plan(space, name, method)
+    folders = {
+        dataset.name: space.preprocessed_folder(dataset.name, dataset.preprocessed_name(plan.grid))
+        for dataset in plan.datasets
+    }
+    store, runtime = CaseStore(folders, plan, fold), Runtime.choose("cpu")
+    if seconds is not None:
+        plan = lasting(seconds / 60, plan, registry.find(method), store, runtime=runtime, workers=0)
+        iterations = plan.training.iterations
+    assert iterations is not None
+    never = replace(
+        plan.training, iterations=iterations, validate_every=iterations + 1, checkpoint_every=iterations
+    )
+    plan = replace(plan, training=never)
+    folder = space.run_folder(name, method, "default") / f"fold_{fold}"
+    shutil.rmtree(folder, ignore_errors=True)
+    torch.manual_seed(plan.training.seed)
+    model = registry.find(method)(plan)
+    if start_from is not None:
+        source = find_folds(start_from)[0].checkpoint
+        state = checkpoint.load(source)
+        model.start_from(state["weights"], checkpoint.plan_of(state, path=source), where=str(source))
+    train(model, plan, store, folder, fold=fold, runtime=runtime, workers=0)
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "seconds" in line]
+    before = [0, *(line["step"] for line in steps)]
+    took = sum(line["seconds"] * (line["step"] - last) for line, last in zip(steps, before, strict=False))
+    validate = make_validator(plan, store, runtime=runtime)
+    dice = {} if validate is None else validate(model)
+    dice.pop("score", None)
+    print(f"{name} {method} fold {fold}: {iterations} steps, {took:.0f} s, {dice}", flush=True)
+    return {"steps": iterations, "seconds": round(took, 1), "dice": dice}
 
 
 def make_lge(space: Path) -> None:
@@ -116,50 +167,11 @@ def make_lge(space: Path) -> None:
     (target / "dataset.json").write_text(json.dumps(described, indent=1))
 
 
-def train(space: Path, name: str, method: str, iterations: int, *more: str) -> None:
-    """Train with one validation, at the end."""
-    call(space, "train", "-d", name, "-m", method, "--iters", str(iterations), "--workers", "0",
-         "--set", f"training.validate_every={iterations}", *more)  # fmt: skip
-
-
-def call(space: Path, *arguments: str) -> None:
+def call(space: Workspace, *arguments: str) -> None:
+    arguments = ("plan_and_preprocess", *arguments)
     print("$ medplan", *arguments, flush=True)
-    if code := medplan([*arguments, "--workspace", str(space)]):
+    if code := medplan([*arguments, "--workers", "0", "--workspace", str(space.root)]):
         raise SystemExit(code)
-
-
-def fold_folder(space: Path, name: str, method: str, fold: int = 0) -> Path:
-    return space / "results" / name / method / "default" / f"fold_{fold}"
-
-
-def dice_of(folder: Path, dataset: str | None = None) -> float:
-    """Return the mean over the classes, of one dataset of several, of the mean over the validation cases."""
-    last = [line["validation"] for line in lines_of(folder) if "validation" in line][-1]
-    start = "" if dataset is None else f"{dataset}/"
-    dice = [value for name, value in last.items() if name.startswith(start) and name != "score"]
-    return round(float(np.mean(dice)), 3)
-
-
-def seconds_of(folder: Path) -> float:
-    """Return how long the steps of a training took, without validation."""
-    total, before = 0.0, 0
-    for line in lines_of(folder):
-        if "seconds" in line:
-            total += line["seconds"] * (line["step"] - before)
-            before = line["step"]
-    return round(total, 1)
-
-
-def is_trained(folder: Path) -> bool:
-    return (folder / "log.jsonl").is_file() and any("validation" in line for line in lines_of(folder))
-
-
-def steps_of(folder: Path) -> int:
-    return int(lines_of(folder)[-1]["step"])
-
-
-def lines_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 if __name__ == "__main__":
