@@ -63,7 +63,7 @@ class FewShotPredictor:
         *,
         num_outputs: int,
         correspondence: Correspondence = "position",
-        per_mm: float = 0.1,
+        per_mm: float = 0.3,
         margin: float = 0.1,
         parts: int = 3,
         shrink_by: Shrink = "area",

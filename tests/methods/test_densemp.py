@@ -186,12 +186,13 @@ def test_batch_statistics_rest_after_the_first_phase_if_they_should(freezes):
 
 
 def test_without_anything_to_freeze_batch_statistics_are_learnt():
-    assert not build(planned(shares=[0, 1, 1])).freezes
-    assert build(replace(planned(shares=[0, 1, 1]), encoder_weights="x.pt")).freezes
+    plan = planned(shares=[0, 1, 1], freeze_norm=True)
+    assert not build(plan).freezes
+    assert build(replace(plan, encoder_weights="x.pt")).freezes
 
 
 def test_an_episode_whose_example_was_moved_away_does_not_count():
-    plan = planned()
+    plan = planned(freeze_norm=True)
     method = build(plan).train()
     _, batch = one_step(method, plan)
     whole = {key: value[:1] for key, value in batch.items()}
