@@ -43,11 +43,14 @@ def main() -> None:
     parser.add_argument("--classes", nargs="+", help="default: the novel ones of the plan")
     parser.add_argument("--random", action="store_true", help="leave the encoder as it is drawn")
     parser.add_argument("--encoder", type=Path, help="with --random: take the backbone from this file")
+    parser.add_argument("--per-mm", type=float, help="instead of the plan's config.per_mm")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     state = checkpoint.load(options.weights)
     plan = checkpoint.plan_of(state, path=options.weights)
     plan = replace(plan, encoder_weights=None)
+    if options.per_mm is not None:
+        plan = replace(plan, config={**plan.config, "per_mm": options.per_mm})
     torch.manual_seed(plan.training.seed)
     method = registry.find(plan.method)(plan)
     if not options.random:
