@@ -22,9 +22,8 @@ The three settings of the paper differ in the roles of cases only: labelled and 
 (semi-supervised), of two (adaptation), or of all but one (generalisation). Without pretrained weights the
 encoder is a U-Net: a Mix Transformer needs them where data is scarce.
 
-Differs: the augmentation is that of every method here instead of 3 of 6 operations; inputs are normalised as
-the plan says instead of to [0, 1]; a U-Net learns with AdamW; ``compat`` brings back the released slips that
-are named at each option.
+Differs: nnU-Net's augmentation instead of 3 of 6 operations; inputs are normalised as the plan says instead
+of to [0, 1]; a U-Net learns with AdamW; ``compat`` brings back the slips that are named at each option.
 """
 
 import logging
@@ -93,6 +92,9 @@ FROM_SCRATCH: Mapping[str, Any] = {
     "contrast": 0.5,
 }
 """For a U-Net, which must first learn what pretrained encoders know."""
+
+PRETRAINED = "pretrained weights are given"
+SCRATCH = "no pretrained weights are given, which a Mix Transformer needs where labels are few"
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +223,7 @@ class SDMessenger(Method):
             lr=1e-3,
             weight_decay=1e-4 if weights else 3e-5,
             config={} if weights else FROM_SCRATCH,
-            reasons={"encoder": f"{'pretrained' if weights else 'no pretrained'} weights are given"},
+            reasons={"encoder": PRETRAINED if weights else SCRATCH},
         )
 
     def __init__(self, plan: Plan) -> None:
