@@ -19,8 +19,7 @@ labelled patches attend to the channels of unlabelled ones (U2L, `medplan.networ
 | (1 - t/T)^0.9                              | the phase's schedule, after `lr_warmup`                      |
 
 The three settings of the paper differ in the roles of cases only: labelled and unlabelled cases of one domain
-(semi-supervised), of two (adaptation), or of all but one (generalisation). Without pretrained weights the
-encoder is a U-Net: a Mix Transformer needs them where data is scarce.
+(semi-supervised), of two (adaptation), or of all but one (generalisation).
 
 Differs: nnU-Net's augmentation instead of 3 of 6 operations; inputs are normalised as the plan says instead
 of to [0, 1]; a U-Net learns with AdamW; ``compat`` brings back the slips that are named at each option.
