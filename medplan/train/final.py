@@ -15,11 +15,13 @@ from medplan.plan.schema import Fold, Plan
 from medplan.predict import postprocess
 from medplan.predict.model import Model, Options
 from medplan.predict.run import predict_cases
-from medplan.runtime import Runtime
+from medplan.runtime import Runtime, cores, host_memory
 
 __all__ = ["evaluate_run"]
 
 logger = logging.getLogger(__name__)
+
+BYTES_PER_CASE = 8 * 2**30
 
 
 def evaluate_run(
@@ -70,10 +72,16 @@ def evaluate_run(
                 maps = ((read_label(path)[0], read_label(truth)[0]) for _, path, truth in pairs)
                 postprocess.write(postprocess.decide(maps, dataset.labels), folder)
             prompts = Options().prompt if model.takes_prompts else None
-            evaluate_pairs(pairs, dataset.labels, output=target, prompts=prompts)
+            evaluate_pairs(pairs, dataset.labels, output=target, prompts=prompts, workers=_workers())
             summaries.append(target / "summary.json")
     return summaries
 
 
 def _step_of(path: Path) -> int:
     return int(checkpoint.load(path)["step"])
+
+
+def _workers() -> int:
+    """Return how many cases may be scored at once: distances of a large one take some gigabytes."""
+    free = host_memory()
+    return max(1, min(4, cores() // 2, 4 if free is None else free // BYTES_PER_CASE))
