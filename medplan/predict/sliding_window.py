@@ -145,11 +145,19 @@ def predict_classes(
 
 
 def ahead(slabs: Iterator[Tensor]) -> Iterator[Tensor]:
-    """Yield slabs while a thread computes the next one: the device computes while the host restores."""
+    """Yield slabs, brought to the host, while a thread has the device compute the next one.
+
+    The thread brings them, too: a copy waits for everything that the device was given before.
+    """
+
+    def fetch() -> Tensor | None:
+        slab = next(slabs, None)
+        return None if slab is None else slab.cpu()
+
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="slabs") as worker:
-        coming = worker.submit(next, slabs, None)
+        coming = worker.submit(fetch)
         while (slab := coming.result()) is not None:
-            coming = worker.submit(next, slabs, None)
+            coming = worker.submit(fetch)
             yield slab
 
 

@@ -39,7 +39,7 @@ ANSWERS: dict[str, Any] = {
     "_lazy_init": None, "is_available": True, "device_count": 1, "current_device": 0, "set_device": None,
     "get_device_capability": (9, 0), "get_device_name": "none", "is_bf16_supported": True,
     "max_memory_allocated": 0, "mem_get_info": (2**30, 2**34), "memory_reserved": 2**30,
-    "empty_cache": None,
+    "empty_cache": None, "synchronize": None,
 }  # fmt: skip
 """What `torch.cuda` says of the device."""
 

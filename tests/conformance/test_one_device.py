@@ -10,9 +10,11 @@ import torch
 from medplan import checkpoint, registry
 from medplan.data.images import Geometry, Image
 from medplan.method import Method
+from medplan.methods.supervised import Supervised
 from medplan.predict.folder import write_support
 from medplan.predict.model import Model
 from medplan.runtime import Runtime
+from medplan.train.budget import lasting
 from medplan.train.loop import train
 from medplan.train.validate import make_validator
 from tests.conformance.device import DEVICE, Far, emulated, waits
@@ -74,11 +76,21 @@ def test_training_resuming_and_predicting_on_the_device_give_what_the_host_gives
         assert np.allclose(value, found[key], atol=1e-4), key
 
 
-@over_methods
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name == "imedsam" else name for name in registry.names()],
+)
 def test_training_follows_the_rules_of_precision_of_the_device(name: str, tmp_path: Path) -> None:
     with emulated(autocast=True):
         method = train_there(name, tmp_path, Runtime(device=DEVICE, precision="bf16"))
         assert all(isinstance(p, Far) and p.dtype == torch.float32 for p in method.parameters())
+
+
+def test_steps_are_timed_on_the_device() -> None:
+    plan = tiny_plan("supervised")
+    with emulated():
+        found = lasting(60, plan, Supervised, tiny_store(plan), runtime=Runtime(device=DEVICE), workers=0)
+    assert found.training.iterations > 0
 
 
 def test_the_stand_in_refuses_what_a_device_refuses() -> None:
