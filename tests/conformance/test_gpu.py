@@ -19,6 +19,8 @@ from tests.conftest import make_phantom
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+    # Python 3.12 warns of every fork beside threads; loader processes never touch CUDA.
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]
 
 
