@@ -20,8 +20,8 @@ being those of both objectives in theta.
 | rotation +-10 degrees, scale 0.9 to 1.1       | `config.degrees`, `config.scale`                         |
 | 128 x 128 x 128 grid, intensities in [0, 1]   | `grid.shape`, `normalisations`                           |
 
-Differs, where the planner proposes it: a last phase steps the segmentation decoder alone
-(`segmentation_share`, `segmentation_rate`), and the learning rate rises and decays (`warmup`).
+Differs, where the planner proposes it: a last phase steps the segmentation decoder alone, with a learning rate
+that rises and decays (`segmentation_share`, `segmentation_rate`).
 
 Differs: warps are corner-aligned; LNCC windows leave out what is beyond the border (`compat` counts zeros);
 the frozen encoder is in eval mode; c has an epsilon and a limit; decoders go on from pre-training; both steps
@@ -101,7 +101,6 @@ class Config:
             `training.lr`.
         synthetic: chance that segmentation learns, in the phases ``encoder`` and ``segmentation``, from an
             image drawn from the registered label; see `medplan.samples.synthetic`.
-        warmup: share of each phase in which the learning rate rises, before it falls; None: it is constant.
         recompute: compute activations twice to spare memory.
     """
 
@@ -132,7 +131,6 @@ class Config:
     segmentation_share: float = 0.0
     segmentation_rate: float = 1.0
     synthetic: float = 0.0
-    warmup: float | None = None
     recompute: bool = False
 
     def __post_init__(self) -> None:
@@ -173,7 +171,7 @@ class BiJROS(Method):
             return Proposal(fits=False, score=0, reason="it learns one dataset at a time")
         if situation.num_labelled + situation.num_unlabelled < 2:
             return Proposal(fits=False, score=0, reason="there is no second image to register")
-        config = {"segmentation_share": 0.5, "segmentation_rate": 3.0, "warmup": 0.05}
+        config = {"segmentation_share": 0.5, "segmentation_rate": 3.0}
         numbers: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.0, "batch_size": 1, "config": config}
         official = "as in the official code"
         reasons = {
@@ -181,7 +179,6 @@ class BiJROS(Method):
             "lr": official,
             "config.segmentation_share": "cheap steps for what learns last; 0 in the paper",
             "config.segmentation_rate": "its features are fixed, which bears a higher rate; 1 in the paper",
-            "config.warmup": f"rise and decay suit short trainings too; null is constant {official}",
         }
         if situation.num_labelled == 1 and situation.num_unlabelled > 0:
             reason = f"one labelled case and {situation.num_unlabelled} without label"
@@ -254,7 +251,7 @@ class BiJROS(Method):
                     self.plan.patch_size, ("unlabelled", "pretrain") if name in firsts else ("unlabelled",)
                 ),
                 augment=replace(turn, keeps_original=apart and name == "bilevel"),
-                schedule=constant if config.warmup is None else WarmupThenPoly(config.warmup),
+                schedule=WarmupThenPoly(0.05) if name == "segmentation" else constant,
                 validate=name not in firsts,
             )
             for name, length in lengths.items()

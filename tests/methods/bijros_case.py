@@ -14,7 +14,6 @@ CONFIG = {
     "window": 5,
     "encoder_share": 0.34,
     "segmentation_share": 0.33,
-    "warmup": None,
 }
 TRAINING = {"batch_size": 2}
 RANK_TOLERANCE = None

@@ -309,10 +309,11 @@ def test_extras_are_cut_to_the_case_and_say_how_good_the_field_is() -> None:
 
 
 def test_a_last_phase_steps_the_segmentation_decoder_alone() -> None:
-    method = tiny_bijros(segmentation_share=0.4, segmentation_rate=3.0, warmup=0.05)
+    method = tiny_bijros(segmentation_share=0.4, segmentation_rate=3.0)
     assert [(phase.name, phase.num_steps) for phase in method.phases()] == [
         ("encoder", 3), ("bilevel", 3), ("segmentation", 4),
     ]  # fmt: skip
+    assert [phase.schedule(0.9) < 1 for phase in method.phases()] == [False, False, True]
     assert method.optimizers("segmentation")["seg"].param_groups[0]["lr"] == pytest.approx(3e-4)
     update, before = stepping(method, "segmentation"), state(method.network)
     at = Progress(phase="segmentation", step=0, num_steps=4)
