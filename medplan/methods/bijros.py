@@ -20,8 +20,8 @@ being those of both objectives in theta.
 | rotation +-10 degrees, scale 0.9 to 1.1       | `config.degrees`, `config.scale`                         |
 | 128 x 128 x 128 grid, intensities in [0, 1]   | `grid.shape`, `normalisations`                           |
 
-Differs, where the planner proposes it: a last phase steps the segmentation decoder alone, with a learning rate
-that rises and decays (`segmentation_share`, `segmentation_rate`).
+Differs, where the planner proposes it: a last phase steps the segmentation decoder alone, at a learning rate
+that decays (`segmentation_share`, `segmentation_rate`).
 
 Differs: warps are corner-aligned; LNCC windows leave out what is beyond the border (`compat` counts zeros);
 the frozen encoder is in eval mode; c has an epsilon and a limit; decoders go on from pre-training; both steps
@@ -40,7 +40,6 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from medplan.errors import MethodError
-from medplan.learning.schedules import WarmupThenPoly
 from medplan.method import (
     Batch,
     Method,
@@ -53,6 +52,7 @@ from medplan.method import (
     Update,
     Volume,
     constant,
+    poly,
 )  # fmt: skip
 from medplan.networks.bilevel import step_apart, step_registration, step_segmentation
 from medplan.networks.distillation import Distillation, exchange
@@ -251,7 +251,7 @@ class BiJROS(Method):
                     self.plan.patch_size, ("unlabelled", "pretrain") if name in firsts else ("unlabelled",)
                 ),
                 augment=replace(turn, keeps_original=apart and name == "bilevel"),
-                schedule=WarmupThenPoly(0.05) if name == "segmentation" else constant,
+                schedule=poly if name == "segmentation" else constant,
                 validate=name not in firsts,
             )
             for name, length in lengths.items()
