@@ -27,9 +27,8 @@ its region, and `LabelSpace.region_order` says which is painted over which.
 Differs: empty task slots are masked in attention; a task absent from a patch has no Tversky loss, which added
 a constant; the loss is divided by the expected number of tasks, a constant, not by that of the batch; a
 share of the images is shown as of unknown modality (the loss still asks for it); the schedule falls with
-every step rather than every epoch; AdamW takes the place of LAMB, which is for large batches; a third of the
-patches is centred on foreground; spatial augmentation is that of every method here; inputs are normalised as
-the plan says. ``compat`` brings back the first four.
+every step rather than every epoch; a third of the patches is centred on foreground; spatial augmentation is
+that of every method here; inputs are normalised as the plan says. ``compat`` brings back the first four.
 """
 
 import copy
@@ -110,8 +109,8 @@ class Config:
         old_lr_factor: learning rate of what is not new with ``full``.
         modality_weight: of the modality loss.
         hide_modality: share of the images shown as of unknown modality. Released: 0.
-        optimizer: ``adamw``, or ``lamb`` as released.
-        eps: of the optimiser. Released: 1e-5.
+        optimizer: ``lamb`` as released, or ``adamw``, which wants half its rate.
+        eps: of the optimiser.
         warmup: fraction of the steps in which the rate rises. Released: 5 of 200 epochs, Hermes-M 0.
         ema: decay of the weights that predict; less than that in trainings of fewer than 5000 steps.
         oversample: share of the patches centred on foreground. Released: 0.
@@ -132,8 +131,8 @@ class Config:
     old_lr_factor: float = 0.1
     modality_weight: float = 0.01
     hide_modality: float = 0.1
-    optimizer: Literal["lamb", "adamw"] = "adamw"
-    eps: float = 1e-8
+    optimizer: Literal["lamb", "adamw"] = "lamb"
+    eps: float = 1e-5
     warmup: float = 0.05
     ema: float = 0.99
     oversample: float = 1 / 3
@@ -181,7 +180,7 @@ class Hermes(Method):
             if several
             else "made for several datasets; with one it is a U-Net with learned classifiers",
             iterations=80_000,
-            lr=1e-3,
+            lr=2e-3,
             weight_decay=1e-5,
             batch_size=1 if is_small else 4 if several else None,
             spacing_mm=(1.5, 1.5, 1.5) if several else None,
