@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 WARM_UP_STEPS = 3
 FRACTIONS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Where in a phase steps are timed: what a step does may change in its course."""
+MOST_STEPS = 20
+"""At each of them, where steps are quick: more than what loaders have read ahead."""
 
 
 def lasting(
@@ -70,21 +72,32 @@ def _seconds_per_step(
 ) -> float:
     """Return the mean over the course of a phase, loading included."""
     update = GradientUpdate(method.optimizers(phase.name), phase=phase, runtime=runtime)
-    fractions = FRACTIONS[:1] * WARM_UP_STEPS + FRACTIONS
-    few = replace(phase, num_steps=len(fractions))
+    most = replace(phase, num_steps=WARM_UP_STEPS + len(FRACTIONS) * MOST_STEPS)
+    numbered = batches(store, most, seed=seed, runtime=runtime, workers=workers)
     method.train()
-    start = time.monotonic()
-    for number, batch in enumerate(batches(store, few, seed=seed, runtime=runtime, workers=workers)):
-        if number == WARM_UP_STEPS:
-            runtime.wait()
-            start = time.monotonic()
-        step = int(fractions[number] * phase.num_steps)
-        at = Progress(phase=phase.name, step=step, num_steps=phase.num_steps)
+
+    def step(fraction: float) -> None:
+        batch = next(numbered)
+        number = int(fraction * phase.num_steps)
+        at = Progress(phase=phase.name, step=number, num_steps=phase.num_steps)
         torch.manual_seed(fold_in(seed, "budget", phase.name, number, runtime.rank))
         update.begin(at, batch["case"])
         take_step(method, batch, phase, update, at, runtime)
+
+    start = 0.0
+    for _ in range(WARM_UP_STEPS):
+        start = time.monotonic()
+        step(FRACTIONS[0])
+        runtime.wait()
+    each = runtime.any(max(1, min(MOST_STEPS, int(1 / max(time.monotonic() - start, 1e-3)))))
+    start = time.monotonic()
+    for fraction in FRACTIONS:
+        for _ in range(each):
+            step(fraction)
     runtime.wait()
-    return (time.monotonic() - start) / len(FRACTIONS)
+    seconds = time.monotonic() - start
+    numbered.close()
+    return seconds / (each * len(FRACTIONS))
 
 
 def _mean_cost(method_class: type[Method], plan: Plan, costs: dict[str, float]) -> float:
