@@ -40,13 +40,14 @@ class SamVariant:
     depth: int
     heads: int
     global_blocks: tuple[int, ...]
+    stem: bool = False
 
 
 SAM_VARIANTS = {
     "vit_b": SamVariant(width=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)),
     "vit_l": SamVariant(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23)),
     "vit_h": SamVariant(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31)),
-    "tiny": SamVariant(width=128, depth=4, heads=4, global_blocks=(1, 3)),
+    "tiny": SamVariant(width=128, depth=4, heads=4, global_blocks=(1, 3), stem=True),
 }
 """The published sizes, and ``tiny``, which has no weights: for tests, and to learn from nothing."""
 
@@ -88,7 +89,28 @@ def build_sam_image_encoder(variant: str, image_size: int) -> nn.Module:
         window_size=14,
         global_attn_indexes=size.global_blocks,
     )
+    if size.stem:
+        encoder.patch_embed = ConvolutionalStem(size.width)
     return encoder
+
+
+class ConvolutionalStem(nn.Module):
+    """Four convolutions of stride 2 in place of SAM's one of stride 16."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = 3
+        for channels in (24, 48, 96, width):
+            layers.append(nn.Conv2d(inputs, channels, 3, stride=2, padding=1, bias=False))
+            layers += [nn.GroupNorm(8, channels), nn.GELU()]
+            inputs = channels
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, width, 1))
+
+    def forward(self, image_B3YX: Tensor) -> Tensor:
+        """Return tokens_BhwD."""
+        tokens: Tensor = self.layers(image_B3YX)
+        return tokens.permute(0, 2, 3, 1)
 
 
 def load_sam_image_encoder(encoder: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
