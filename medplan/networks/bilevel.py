@@ -20,13 +20,16 @@ from medplan.networks.warp import warp
 __all__ = ["step_apart", "step_registration", "step_segmentation"]
 
 
-def step_segmentation(pairing: Pairing, maps: Maps, target: Tensor, update: Update) -> Tensor:
+def step_segmentation(
+    pairing: Pairing, maps: Maps, target: Tensor, update: Update, *, cross_entropy: float = 0.0
+) -> Tensor:
     """Step the segmentation decoder towards a target (B, K, Z, Y, X); return the loss.
 
     Args:
         maps: the encoder's maps of the image, without a graph.
+        cross_entropy: see `Pairing.teach`.
     """
-    loss = pairing.teach(maps, target)
+    loss = pairing.teach(maps, target, cross_entropy=cross_entropy)
     update.minimise(loss, "seg")
     return loss.detach()
 

@@ -12,7 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medplan.data.labels import LabelSpace
-from medplan.learning.registration import agreement, field_quality, local_correlation, smoothness
+from medplan.learning.registration import (
+    agreement,
+    balanced_cross_entropy,
+    field_quality,
+    local_correlation,
+    smoothness,
+)
 from medplan.method import Volume
 from medplan.networks.joint import JointNetwork, Maps, Voxel
 from medplan.networks.warp import integrate, warp
@@ -149,13 +155,26 @@ class Pairing(nn.Module):
         returned = warp(warp(pair.image, pair.to_atlas), pair.to_image, mode="nearest")
         return returned - blend_B1111.to(returned.dtype) * (returned - pair.image)
 
-    def consistency(self, pair: Pair) -> Tensor:
-        """Return the agreement of the warped label and the segmentation of the image."""
-        return self.teach(pair.image_maps, warp(pair.members, pair.to_image))
+    def consistency(self, pair: Pair, *, cross_entropy: float = 0.0) -> Tensor:
+        """Return the agreement of the warped label and the segmentation of the image.
 
-    def teach(self, maps: Maps, target: Tensor) -> Tensor:
-        """Return the agreement of the segmentation of an image with a target (B, K, Z, Y, X) in [0, 1]."""
-        return agreement(target, self.probabilities(maps, target.shape[-3:]))
+        Args:
+            cross_entropy: see `teach`; it teaches segmentation, and registration nothing.
+        """
+        return self.teach(pair.image_maps, warp(pair.members, pair.to_image), cross_entropy=cross_entropy)
+
+    def teach(self, maps: Maps, target: Tensor, *, cross_entropy: float = 0.0) -> Tensor:
+        """Return the agreement of the segmentation of an image with a target (B, K, Z, Y, X) in [0, 1].
+
+        Args:
+            cross_entropy: weight of `balanced_cross_entropy`, which is added and takes the target as given.
+        """
+        logits = self.network.segment(maps, target.shape[-3:])
+        loss = agreement(target, self.as_probabilities(logits))
+        if not cross_entropy:
+            return loss
+        logs = logits.log_softmax(1) if self.labels.is_exclusive else F.logsigmoid(logits)
+        return loss + cross_entropy * balanced_cross_entropy(logs, target.detach())
 
     def drawn(self, target: Tensor, *, channels: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return an image (B, C, Z, Y, X) drawn from the likeliest classes of a target, and what it shows.

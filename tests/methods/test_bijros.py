@@ -309,7 +309,7 @@ def test_extras_are_cut_to_the_case_and_say_how_good_the_field_is() -> None:
 
 
 def test_a_last_phase_steps_the_segmentation_decoder_alone() -> None:
-    method = tiny_bijros(segmentation_share=0.4, segmentation_rate=3.0)
+    method = tiny_bijros(segmentation_share=0.4, segmentation_rate=3.0, cross_entropy=0.3)
     assert [(phase.name, phase.num_steps) for phase in method.phases()] == [
         ("encoder", 3), ("bilevel", 3), ("segmentation", 4),
     ]  # fmt: skip
@@ -326,6 +326,21 @@ def test_a_last_phase_steps_the_segmentation_decoder_alone() -> None:
     assert last < first
     with pytest.raises(ValueError, match="leave iterations to the bi-level phase"):
         BiJROS.Config(segmentation_share=0.7)
+
+
+def test_cross_entropy_teaches_segmentation_and_registration_nothing() -> None:
+    gradients = {}
+    regions = LabelSpace(names=("whole", "core"), values=((1, 2), (2,)), region_order=(1, 2))
+    for labels in (None, regions):
+        for weight in (0.0, 1.0):
+            method = tiny_bijros(labels=labels)
+            torch.nn.init.normal_(method.network.registration.head.weight, std=0.1)
+            both = method.pairing.register(pair(), with_gradient=True, both_ways=False)
+            loss = method.pairing.consistency(both, cross_entropy=weight)
+            parts = method.network.registration.head.weight, method.network.segmentation.head.weight
+            gradients[weight] = torch.autograd.grad(loss, parts)
+        assert torch.allclose(gradients[0.0][0], gradients[1.0][0], atol=1e-7)
+        assert not torch.allclose(gradients[0.0][1], gradients[1.0][1], atol=1e-3)
 
 
 @pytest.mark.parametrize("phase", ["encoder", "segmentation"])
