@@ -291,15 +291,14 @@ class BiJROS(Method):
 
     def _pretrain(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
         """One step of everything at once, from atlas to image only."""
-        config, pairing = self.config, self.pairing
+        config, pairing, share = self.config, self.pairing, self.config.cross_entropy
         pair = pairing.register(batch, with_gradient=True, both_ways=False)
         terms = pairing.one_way(pair)
-        terms["agreement"] = pairing.consistency(pair, cross_entropy=config.cross_entropy)
+        terms["agreement"] = pairing.consistency(pair, cross_entropy=share)
         loss = config.encoder_similarity * terms["similarity"] + config.encoder_smooth * terms["smooth"]
         loss = loss + terms["agreement"]
         if (drawn := self._drawn(pair)) is not None:
-            maps, share = self.network.encode(drawn[0]), config.cross_entropy
-            terms["drawn"] = pairing.teach(maps, drawn[1], cross_entropy=share)
+            terms["drawn"] = pairing.teach(self.network.encode(drawn[0]), drawn[1], cross_entropy=share)
             loss = loss + terms["drawn"]
         if self.distillation is not None:
             learned = self.distillation.terms(pair, pairing, is_mutual=at.phase == "mutual")
