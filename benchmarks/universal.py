@@ -7,8 +7,9 @@ The workspace has CHAOS, Synapse, LASeg, ACDC, MSCMRSeg and Hippocampus in raw_d
 network on fold 0 of all of them, without the domain LGE of MSCMRSeg. ``separate`` trains one ``supervised``
 model per dataset, each for a sixth of the seconds that the joint training took. ``transfer`` makes a dataset
 of the labelled LGE scans, whose patients the joint training has not seen, and learns it from one case and
-from all but one, from random weights and from the joint network; every patient is the test case of one fold.
-Nothing is selected: Dice are those of the last weights on the validation cases, on the grid of 4 mm.
+from all but one, from random weights and from the joint network, at full and at a tenth of the rate; every
+patient is the test case of one fold. Nothing is selected: Dice are those of the last weights on the
+validation cases, on the grid of 4 mm.
 """
 
 import argparse
@@ -38,6 +39,9 @@ FOLDS = 4
 SMALL = ("--spacing", "4", "--gpu-memory", "1")
 PATCH = ("--patch-size", "32", "48", "48")
 PATCH_OF_LGE = ("--patch-size", "16", "32", "32")
+SHARED = ("--set", f'config.shared={{"{LGE}": "MSCMRSeg"}}')
+STARTS = {"random": (), "joint": SHARED, "slowly": (*SHARED, "--set", "config.transfer=full")}
+"""What is set for a training on LGE: ``slowly`` learns what is not new at a tenth of the rate."""
 WITHOUT_LGE = ("--leave-out-domain", "LGE")
 
 
@@ -90,19 +94,18 @@ def transfer(space: Workspace, iterations: int) -> dict[str, Any]:
     first = space.run_folder(UNIVERSAL, "hermes", "default")
     found: dict[str, Any] = {}
     for labelled in (1, FOLDS - 1):
-        for start in ("random", "joint"):
+        for start, settings in STARTS.items():
             name = f"{LGE}_{labelled}_{start}"
-            shared = ("--set", f'config.shared={{"{LGE}": "MSCMRSeg"}}', "--set", "config.transfer=full")
             call(space, "-d", LGE, "--name", name, "-m", "hermes", "--labelled", str(labelled), *SMALL,
-                 *PATCH_OF_LGE, *(shared if start == "joint" else ()))  # fmt: skip
+                 *PATCH_OF_LGE, *settings)  # fmt: skip
             of_folds = [
                 fit(space, name, "hermes", iterations=iterations, fold=fold,
-                    start_from=first if start == "joint" else None)
+                    start_from=first if settings else None)
                 for fold in range(FOLDS)
             ]  # fmt: skip
             dice = [float(np.mean(list(each["dice"].values()))) for each in of_folds]
             seconds = sum(each["seconds"] for each in of_folds)
-            found[f"{labelled} labelled, {start}"] = {"dice": dice, "mean": np.mean(dice), "seconds": seconds}
+            found[name] = {"dice": dice, "mean": float(np.mean(dice)), "seconds": seconds}
     return found
 
 
