@@ -90,8 +90,9 @@ def squared_dice_loss(logits_BKZYX: Tensor, codes_BZYX: Tensor, *, compat: bool 
 
 def pseudo_label_loss(logits_BKZYX: Tensor, codes_BZYX: Tensor, *, compat: bool = False) -> Tensor:
     """Return the mean of cross-entropy and `squared_dice_loss`."""
-    dice = squared_dice_loss(logits_BKZYX, codes_BZYX, compat=compat)
-    return (weighted_cross_entropy(logits_BKZYX, codes_BZYX) + dice) / 2
+    logits = logits_BKZYX.float()
+    dice = squared_dice_loss(logits, codes_BZYX, compat=compat)
+    return (weighted_cross_entropy(logits, codes_BZYX) + dice) / 2
 
 
 def paste_consistency(labelled_BKZYX: Tensor, unlabelled_BKZYX: Tensor, mask_B1ZYX: Tensor) -> Tensor:

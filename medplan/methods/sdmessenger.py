@@ -92,9 +92,6 @@ FROM_SCRATCH: Mapping[str, Any] = {
 }
 """For a U-Net, which must first learn what pretrained encoders know."""
 
-PRETRAINED = "pretrained weights are given"
-SCRATCH = "no pretrained weights are given, which a Mix Transformer needs where labels are few"
-
 logger = logging.getLogger(__name__)
 
 
@@ -128,7 +125,7 @@ class Config:
         strong_view: degrade the intensities of what is learned from further than of what pseudo-labels are
             made from. Released: no.
         contrast: probability that a strong view shows another contrast, as another modality might.
-        turning: probability of a rotation, and of a scaling, of a patch; nnU-Net's is 0.2.
+        turning: probability of a rotation, of `degrees` at most, and of a scaling. Released: 0.35 and 15.
         threshold: least probability of a pseudo-label; below it a voxel does not count. Released: 0.
         ema: decay of a second set of weights that makes the pseudo-labels and the predictions; 0 for none.
             Released: 0.
@@ -163,6 +160,7 @@ class Config:
     strong_view: bool = False
     contrast: float = 0.0
     turning: float = 0.2
+    degrees: float = 30.0
     threshold: float = 0.0
     ema: float = 0.0
     oversample: float = 1 / 3
@@ -222,7 +220,7 @@ class SDMessenger(Method):
             lr=1e-3,
             weight_decay=1e-4 if weights else 3e-5,
             config={} if weights else FROM_SCRATCH,
-            reasons={"encoder": PRETRAINED if weights else SCRATCH},
+            reasons={"encoder": f"{'' if weights else 'no '}pretrained weights are given"},
         )
 
     def __init__(self, plan: Plan) -> None:
@@ -274,7 +272,8 @@ class SDMessenger(Method):
     def phases(self) -> Sequence[Phase]:
         training, patch_size, config = self.plan.training, self.plan.patch_size, self.config
         spatial = Spatial.for_patch(patch_size)
-        spatial = replace(spatial, rotation_probability=config.turning, scaling_probability=config.turning)
+        odds, degrees = config.turning, min(spatial.degrees, config.degrees)
+        spatial = replace(spatial, rotation_probability=odds, scaling_probability=odds, degrees=degrees)
         weak = Augmentation(
             patch_size=patch_size, mirror_axes=config.mirror_axes, keeps_slices=self.plan.dims == 2
         )
@@ -324,7 +323,8 @@ class SDMessenger(Method):
             return self._learn(supervised, update, at, supervised=supervised)
         unknown = [logits[num_labelled:] for logits in outputs]
         pseudo = paste(self._pseudo_labels(batch["unlabelled_image"]), codes.long(), mask)
-        against_pseudo = deep_supervision(self._against_pseudo, unknown, pseudo)
+        against = partial(pseudo_label_loss, compat=self.config.compat)
+        against_pseudo = deep_supervision(against, unknown, pseudo)
         compared = boxes.transposed().mask(codes.shape[1:]) if self.config.compat else mask
         agreement = paste_consistency(known[0].float(), unknown[0].float(), compared)
         first, second = (
@@ -386,9 +386,6 @@ class SDMessenger(Method):
             pools_batch=self.plan.dims == 2,
         )
         return deep_supervision(loss, outputs, codes)
-
-    def _against_pseudo(self, logits: Tensor, codes: Tensor) -> Tensor:
-        return pseudo_label_loss(logits.float(), codes, compat=self.config.compat)
 
     def _learn(self, loss: Tensor, update: Update, at: Progress, **terms: Tensor) -> dict[str, Tensor]:
         update.minimise(loss)

@@ -453,6 +453,12 @@ def test_with_another_contrast_edges_stay_and_intensities_change_places():
         make_method(make_plan(contrast=1.0))
 
 
+def test_slices_are_not_turned_upside_down():
+    (phase,) = make_method(make_plan(dims=2, turning=1.0)).phases()
+    spatial = phase.sample.sampler.spatial
+    assert spatial.degrees == 30 and spatial.rotation_probability == spatial.scaling_probability == 1
+
+
 def test_the_moving_average_makes_the_predictions_and_is_not_optimised():
     plan = make_plan(ema=0.5, warmup=0.0)
     method, batch = make_method(plan), make_batch(plan, Store(plan))
