@@ -74,7 +74,7 @@ def test_settings_reach_every_depth_and_are_given_as_reason() -> None:
         ("training.lr", "fast", "'training.lr' should be a number"),
         ("grid.crop", "bodi", "did you mean 'body'"),
         ("patch_size", (1, 2), "a list of 3"),
-        ("training.iterations", 0, "at least 1"),
+        ("training.iterations", -1, "at least 0"),
         ("datasets.3.share", 1.0, "number from 0 to 0"),
         ("pyramid.features", (1,), "is not there"),
     ],

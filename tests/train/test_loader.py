@@ -43,6 +43,7 @@ def deadly(store: Any, rng: np.random.Generator) -> dict[str, Any]:
     return {}
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_batches_do_not_depend_on_workers_nor_on_where_one_begins() -> None:
     phase = phase_of(Labelled((8, 12, 12)))
     alone, helped, later = all_batches(phase), all_batches(phase, workers=2), all_batches(phase, first_step=2)

@@ -59,6 +59,7 @@ def test_resuming_at_any_step_ends_in_the_same_bytes(tmp_path: Path, step: int) 
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_worker_processes_draw_what_the_trainer_itself_would_draw(tmp_path: Path) -> None:
     alone = go(tmp_path / "alone", toy_plan())
     helped = go(tmp_path / "helped", toy_plan(), workers=2)
