@@ -20,8 +20,8 @@ being those of both objectives in theta.
 | rotation +-10 degrees, scale 0.9 to 1.1       | `config.degrees`, `config.scale`                         |
 | 128 x 128 x 128 grid, intensities in [0, 1]   | `grid.shape`, `normalisations`                           |
 
-Differs, where the planner proposes it: a last phase steps the segmentation decoder alone, at a learning rate
-that decays (`segmentation_share`, `segmentation_rate`), and learns with `cross_entropy` besides.
+Differs: the planner proposes `cross_entropy` and a `segmentation_rate` of their own for segmentation; a last
+phase that steps its decoder alone, at a decaying rate, can be asked for (`segmentation_share`).
 
 Differs: warps are corner-aligned; LNCC windows leave out what is beyond the border (`compat` counts zeros);
 the frozen encoder is in eval mode; c has an epsilon and a limit; decoders go on from pre-training; both steps
@@ -172,13 +172,12 @@ class BiJROS(Method):
             return Proposal(fits=False, score=0, reason="it learns one dataset at a time")
         if situation.num_labelled + situation.num_unlabelled < 2:
             return Proposal(fits=False, score=0, reason="there is no second image to register")
-        config = {"segmentation_share": 0.5, "segmentation_rate": 3.0, "cross_entropy": 0.3}
+        config = {"segmentation_rate": 3.0, "cross_entropy": 0.3}
         numbers: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.0, "batch_size": 1, "config": config}
         official = "as in the official code"
         reasons = {
             "batch_size": f"one pair, {official}",
             "lr": official,
-            "config.segmentation_share": "cheap steps for what learns last; 0 in the paper",
             "config.segmentation_rate": "its features are fixed, which bears a higher rate; 1 in the paper",
             "config.cross_entropy": "small classes start to be found in half the steps; 0 in the paper",
         }
