@@ -82,6 +82,7 @@ FROM_SCRATCH: Mapping[str, Any] = {
     "memory": "paired",
     "class_weights": False,
     "warmup": 0.4,
+    "warmup_steps": 750,
     "warmup_exchange": False,
     "ramp": 0.1,
     "ema": 0.99,
@@ -110,6 +111,7 @@ class Config:
         learn_from_unlabelled: False trains the same network on the labelled cases alone, as a reference.
         warmup: fraction of the steps without unsupervised terms. Released: 6 of 300 epochs. Differs:
             unlabelled samples are not decoded meanwhile, so they stay out of the head's batch statistics.
+        warmup_steps: the least number of them, up to three quarters of the training. Released: 0.
         warmup_exchange: let labelled samples attend to unlabelled ones in the warm-up already. Released: yes.
             False learns from labelled samples alone until then, at less than half the cost of a step.
         ramp: fraction of the steps, after that, over which their weight rises to its full value. Released: 0.
@@ -148,6 +150,7 @@ class Config:
     alpha: float = 0.5
     learn_from_unlabelled: bool = True
     warmup: float = 0.02
+    warmup_steps: int = 0
     warmup_exchange: bool = True
     ramp: float = 0.0
     unsupervised_weight: float = 1.0
@@ -347,10 +350,10 @@ class SDMessenger(Method):
 
     def strength(self, fraction: float) -> float:
         """Return the factor of the unsupervised terms, in [0, 1], at a fraction of the training."""
-        beyond = fraction - self.config.warmup
-        if beyond < 0:
-            return 0.0
-        return 1.0 if self.config.ramp == 0 else min(1.0, beyond / self.config.ramp)
+        least = min(0.75, self.config.warmup_steps / self.plan.training.iterations)
+        beyond = fraction - max(self.config.warmup, least)
+        risen = beyond / self.config.ramp if self.config.ramp > 0 else 1.0
+        return 0.0 if beyond < 0 else min(1.0, risen)
 
     def _evaluate(self, image: Tensor) -> Tensor:
         outputs = self.network(image) if self.average is None else self.average.call(self.network, image)

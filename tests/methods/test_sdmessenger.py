@@ -366,6 +366,12 @@ def test_the_unsupervised_terms_rise_from_warmup_over_the_ramp():
     assert [method.strength(f) for f in (0.0, 0.19, 0.4, 0.6, 0.99)] == pytest.approx([0, 0, 0.5, 1, 1])
 
 
+@pytest.mark.parametrize(("iterations", "start"), [(50, 0.75), (100, 0.6), (1000, 0.2)])
+def test_warmup_lasts_for_its_least_steps_but_no_longer_than_three_quarters(iterations, start):
+    method = make_method(make_plan(iterations=iterations, warmup=0.2, warmup_steps=60))
+    assert (method.strength(start - 0.01), method.strength(start + 0.01)) == (0, 1)
+
+
 # 11. which labels are read
 
 
