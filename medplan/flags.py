@@ -104,7 +104,7 @@ def planning(parser: argparse.ArgumentParser) -> None:
     add("--name", help="name of the plan of several datasets")
     add("--spacing", type=float, nargs="+", metavar="MM", help="target spacing: z y x, or one number")
     add("--dims", type=int, choices=[2, 3], help="slices or volumes")
-    add("--gpu-memory", type=float, metavar="GB", help="memory to fill (default: what the GPU has, at most 24)")
+    add("--gpu-memory", type=float, metavar="GB", help="memory to fill (default: the GPU's, at most 24)")
     add("--encoder", help="one of the method's encoders")
     add("--encoder-weights", metavar="FILE", help="weights to start the encoder from, or 'none'")
     add("--labelled", metavar="N|P%%", help="use the labels of only so many training cases")
