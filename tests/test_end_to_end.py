@@ -4,9 +4,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from medplan.cli import main
+from medplan.data.images import read_label
 from medplan.plan.schema import Plan
 from tests.conftest import make_raw_dataset
 
@@ -63,6 +65,22 @@ def test_predicting_evaluating_and_reporting_follow_without_further_words(
         "case07.nii.gz",
     }
     assert "case06" in (tmp_path / "r.html").read_text()
+
+
+def test_groups_of_labels_are_evaluated_as_groups(space: Path, tmp_path: Path) -> None:
+    (tmp_path / "groups.json").write_text('{"organs": [2, 1]}')
+    (tmp_path / "space").mkdir()
+    (tmp_path / "space" / "raw_data").symlink_to(space / "raw_data")
+    where = ["--workspace", tmp_path / "space"]
+    groups = ["--label-groups", tmp_path / "groups.json"]
+    medplan("plan", "-d", "Phantom", "-m", "supervised", "--spacing", "3", *groups, *TINY, *where)
+    medplan("train", "-d", "Phantom", "-m", "supervised", *TRAIN, *where)
+    raw, out = space / "raw_data" / "Dataset007_Phantom", tmp_path / "out"
+    medplan("predict", "-i", raw / "imagesTs", "-o", out, "--device", "cpu", *where)
+    medplan("evaluate", "-i", out, "-r", raw / "labelsTs", *where)
+    (organs,) = json.loads((out / "summary.json").read_text())["mean"].values()
+    truths = [read_label(path)[0] for path in (raw / "labelsTs").glob("*.nii.gz")]
+    assert organs["n_ref"] == np.mean([np.isin(truth, (1, 2)).sum() for truth in truths])
 
 
 def test_an_exported_model_predicts_the_same_elsewhere(space: Path, tmp_path: Path) -> None:

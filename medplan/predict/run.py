@@ -294,8 +294,11 @@ def _describe(model: Model, output: Path, prompts: str | None) -> None:
     }
     if prompts is not None:
         description["prompts"] = prompts
-    if labels.region_order is not None:
-        description["regions_class_order"] = list(labels.region_order)
+    order = labels.region_order
+    if order is None and any(len(given) > 1 for given in labels.values):
+        order = tuple(given[0] for given in labels.values)
+    if order is not None:
+        description["regions_class_order"] = list(order)
     write_json(description, output / "dataset.json")
 
 
