@@ -67,8 +67,9 @@ def test_predicting_evaluating_and_reporting_follow_without_further_words(
     assert "case06" in (tmp_path / "r.html").read_text()
 
 
-def test_groups_of_labels_are_evaluated_as_groups(space: Path, tmp_path: Path) -> None:
-    (tmp_path / "groups.json").write_text('{"organs": [2, 1]}')
+@pytest.mark.parametrize("values", [[2, 1], [2]])
+def test_groups_of_labels_are_evaluated_as_groups(space: Path, tmp_path: Path, values: list[int]) -> None:
+    (tmp_path / "groups.json").write_text(json.dumps({"organs": values}))
     (tmp_path / "space").mkdir()
     (tmp_path / "space" / "raw_data").symlink_to(space / "raw_data")
     where = ["--workspace", tmp_path / "space"]
@@ -80,7 +81,7 @@ def test_groups_of_labels_are_evaluated_as_groups(space: Path, tmp_path: Path) -
     medplan("evaluate", "-i", out, "-r", raw / "labelsTs", *where)
     (organs,) = json.loads((out / "summary.json").read_text())["mean"].values()
     truths = [read_label(path)[0] for path in (raw / "labelsTs").glob("*.nii.gz")]
-    assert organs["n_ref"] == np.mean([np.isin(truth, (1, 2)).sum() for truth in truths])
+    assert organs["n_ref"] == np.mean([np.isin(truth, values).sum() for truth in truths])
 
 
 def test_an_exported_model_predicts_the_same_elsewhere(space: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ READ_KEYS = (
     "patient",
     "splits",
     "exclude",
+    "others_are_background",
 )
 FREE_KEYS = (
     "name",
@@ -256,6 +257,7 @@ def _label_space(
             values=tuple(classes.values()),
             region_order=tuple(order) if has_regions and order is not None else None,
             ignore=ignore,
+            others_are_background=data.get("others_are_background") is True,
         )
     except ValueError as error:
         raise DataError(f"{where}: 'labels': {error}.") from None

@@ -292,6 +292,8 @@ def _describe(model: Model, output: Path, prompts: str | None) -> None:
         "file_ending": model.dataset.file_ending,
         "numTraining": 0,
     }
+    if labels.others_are_background:
+        description["others_are_background"] = True
     if prompts is not None:
         description["prompts"] = prompts
     order = labels.region_order
