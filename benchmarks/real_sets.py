@@ -19,13 +19,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 SETS = {
-    "LASeg": ("laseg", "la2018", ["--gpu-memory", "1"]),
-    "Hippocampus": ("hippocampus", "msd_hippocampus", ["--gpu-memory", "1"]),
-    "OASIS": ("oasis", "oasis_malf", ["--gpu-memory", "1", "--spacing", "3"]),
-    "CHAOS": ("chaos", "chaos_mr_t2spir", ["--gpu-memory", "1", "--spacing", "7.7", "2.5", "2.5"]),
-    "Synapse": ("synapse", "synapse_sabs_ct", ["--gpu-memory", "1", "--spacing", "4"]),
-    "ACDC": ("acdc", "acdc", ["--gpu-memory", "1", "--spacing", "10", "2", "2"]),
-    "Kvasir": ("kvasir", "kvasir_seg", ["--gpu-memory", "1", "--set", "patch_size=[1,256,256]"]),
+    "LASeg": ("laseg", "la2018", ["--gpu-memory", "1.25"]),
+    "Hippocampus": ("hippocampus", "msd_hippocampus", ["--gpu-memory", "1.25"]),
+    "OASIS": (
+        "oasis",
+        "oasis_malf",
+        ["--gpu-memory", "1.25", "--spacing", "3", "--label-groups", "miccai2012"],
+    ),
+    "CHAOS": ("chaos", "chaos_mr_t2spir", ["--gpu-memory", "1.25", "--spacing", "7.7", "2.5", "2.5"]),
+    "Synapse": ("synapse", "synapse_sabs_ct", ["--gpu-memory", "1.25", "--spacing", "4"]),
+    "ACDC": ("acdc", "acdc", ["--gpu-memory", "1.25", "--spacing", "10", "2", "2"]),
+    "Kvasir": ("kvasir", "kvasir_seg", ["--gpu-memory", "1.25", "--set", "patch_size=[1,256,256]"]),
 }
 
 
@@ -47,7 +51,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder with the sets as published")
     parser.add_argument("--workspace", type=Path, required=True)
-    parser.add_argument("--iters", type=int, default=400)
+    parser.add_argument("--iters", type=int, default=300)
     parser.add_argument("--method", default="supervised")
     parser.add_argument("--only", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/real_sets.json"))
