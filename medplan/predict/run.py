@@ -27,7 +27,7 @@ from medplan.progress import track
 from medplan.records import encode, read_json, write_json
 from medplan.runtime import tune_allocator
 
-__all__ = ["predict", "predict_cases"]
+__all__ = ["predict"]
 
 RECORDS = ".medplan"
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -44,7 +44,7 @@ class Record:
 
 
 def predict(
-    inputs: Path,
+    inputs: Path | Sequence[RawCase],
     output: Path,
     model: Model,
     *,
@@ -54,7 +54,7 @@ def predict(
     separate_tasks: bool = False,
     prompts: Path | None = None,
 ) -> tuple[Path, ...]:
-    """Segment an image, a folder of images or a DICOM folder.
+    """Segment an image, a folder of images or a DICOM folder, or cases that are known already.
 
     Every label map is named after its case, lies on the grid of its image and has its format (``.png`` for
     pictures, that of the training data for DICOM). Outputs that are complete, and were made from the same
@@ -71,34 +71,12 @@ def predict(
     Returns: the label maps, sorted by case.
     Raises: DataError after the last case, if some could not be predicted, with the reason of the first.
     """
-    cases = find_inputs(inputs, len(model.dataset.channels), model.dataset.file_ending)
-    return predict_cases(
-        cases,
-        output,
-        model,
-        options=options,
-        probabilities=probabilities,
-        extras=extras,
-        separate_tasks=separate_tasks,
-        prompts=prompts,
-    )
-
-
-def predict_cases(
-    cases: Sequence[RawCase],
-    output: Path,
-    model: Model,
-    *,
-    options: Options | None = None,
-    probabilities: bool = False,
-    extras: bool = False,
-    separate_tasks: bool = False,
-    prompts: Path | None = None,
-) -> tuple[Path, ...]:
-    """Do what `predict` does, for cases that are known already."""
     if model.runtime.device.type == "cpu":
         tune_allocator()
     options = options or Options()
+    if isinstance(inputs, Path):
+        inputs = find_inputs(inputs, len(model.dataset.channels), model.dataset.file_ending)
+    cases = tuple(inputs)
     boxes = {} if prompts is None else _boxes_of(prompts, cases, model)
     job = _Job(
         model=model,

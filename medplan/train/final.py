@@ -14,7 +14,7 @@ from medplan.evaluate.run import evaluate_pairs
 from medplan.plan.schema import Fold, Plan
 from medplan.predict import postprocess
 from medplan.predict.model import Model, Options
-from medplan.predict.run import predict_cases
+from medplan.predict.run import predict
 from medplan.runtime import Runtime, cores, host_memory
 
 __all__ = ["evaluate_run"]
@@ -59,7 +59,7 @@ def evaluate_run(
             model = Model.load(folder, checkpoint=name, device=str(runtime.device), dataset=dataset.name)
             try:
                 # Before post-processing, which is decided on these.
-                predicted = predict_cases(chosen, target, model, options=Options(postprocessing=False))
+                predicted = predict(chosen, target, model, options=Options(postprocessing=False))
             except ImportError as error:
                 logger.warning("The validation cases of '%s' stay unevaluated: %s.", dataset.name, error)
                 continue
