@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from medplan.method import poly
+
 __all__ = ["WarmupThenPoly", "decay_at", "falling"]
 
 
@@ -15,7 +17,7 @@ class WarmupThenPoly:
     def __call__(self, fraction: float) -> float:
         if fraction < self.warmup:
             return math.exp(10 * (fraction / self.warmup - 1))
-        return float((1 - fraction) ** 0.9)
+        return poly(fraction)
 
 
 def decay_at(decay: float, step: int, num_steps: int) -> float:
