@@ -274,7 +274,7 @@ class ImedSam(Method):
 
     def phases(self) -> Sequence[Phase]:
         training, patch_size = self.plan.training, self.plan.patch_size
-        axes = (1,) if self.plan.datasets[0].labels.tells_sides else (1, 2)
+        axes = self.plan.mirror_axes(self.plan.datasets[0])
         often = 0.5 if self.config.augment else 0.0
         spatial = Spatial(
             rotation_probability=often, scaling_probability=often, degrees=20, scale=(0.8, 1.2), in_plane=True
