@@ -41,10 +41,6 @@ Sampler = Callable[[CaseStore, np.random.Generator], Element]
 Augment = Callable[[Batch, torch.Generator], Batch]
 """Augments a batch on the device; pure in (batch, generator)."""
 
-Predictor = Callable[[Tensor, Sequence[tuple[int, int, int]]], Tensor]
-"""(patches (B, C, Z, Y, X), corner (z, y, x) of each patch in the preprocessed case) -> logits (B, K, Z, Y,
-X), float32, where K is `LabelSpace.num_outputs`. Corners can be negative where the case was padded."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
@@ -245,6 +241,23 @@ class Update(Protocol):
 
     def apply(self, gradients: Sequence[Tensor], name: str = "main") -> None:
         """Clip, check that all are finite, and step the optimiser."""
+
+
+class Predictor(Protocol):
+    """What turns patches of one case into logits."""
+
+    def __call__(
+        self, patches: Tensor, corners: Sequence[tuple[int, int, int]], flipped: Sequence[int] = ()
+    ) -> Tensor:
+        """Return logits (B, K, Z, Y, X), float32, where K is `LabelSpace.num_outputs`.
+
+        Args:
+            patches: (B, C, Z, Y, X).
+            corners: lowest voxel (z, y, x) of each patch in the preprocessed case; negative where the case
+                was padded.
+            flipped: axes (0 z, 1 y, 2 x) along which the patches show the case mirrored; the logits are to
+                be mirrored alike. It matters to a method that looks at more of a case than its patches.
+        """
 
 
 class Method(nn.Module, ABC):

@@ -56,7 +56,7 @@ def train(
     cases = _preprocessed_folders(space, plan)
     store = _open_store(space, plan, chosen, cases, runtime=runtime, workers=workers)
     if minutes is not None and not resume:
-        plan = lasting(minutes, plan, type(trained), store, runtime=runtime, workers=workers)
+        plan = lasting(minutes, plan, trained, store, runtime=runtime, workers=workers)
         trained = _build(plan, start_from, resume=False)
     if runtime.is_main:
         keep_for_prediction(store, cases, folder)

@@ -360,15 +360,15 @@ class BiJROS(Method):
 
     def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:
         if self.config.output == "seg":
-            return lambda patches, corners: self.network.segment(
+            return lambda patches, corners, flipped=(): self.network.segment(
                 self.network.encode(patches), patches.shape[-3:]
             )
         atlas = _atlas_of(support)
 
-        def registered(patches: Tensor, corners: Sequence[Voxel]) -> Tensor:
+        def registered(patches: Tensor, corners: Sequence[Voxel], flipped: Sequence[int] = ()) -> Tensor:
             answers = []
             for patch, corner in zip(patches, corners, strict=True):
-                pair = self.pairing.onto(patch[None], case, corner, atlas)
+                pair = self.pairing.onto(patch[None], case, corner, atlas, flipped)
                 answers.append(self.pairing.as_logits(warp(pair.members, pair.to_image)))
             return torch.cat(answers)
 

@@ -311,7 +311,9 @@ class Hermes(Method):
         tasks = torch.tensor(self.task_ids[self.plan.datasets.index(dataset)])
         modality = torch.tensor(self._modality_of(case, dataset))
 
-        def logits(patches: Tensor, corners: Sequence[tuple[int, int, int]]) -> Tensor:
+        def logits(
+            patches: Tensor, corners: Sequence[tuple[int, int, int]], flipped: Sequence[int] = ()
+        ) -> Tensor:
             ids = (
                 number.to(patches.device).expand(len(patches), *number.shape) for number in (tasks, modality)
             )

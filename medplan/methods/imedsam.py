@@ -345,11 +345,13 @@ class ImedSam(Method):
     def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:
         answers = self._answers()
 
-        def logits(patches: Tensor, corners: Sequence[tuple[int, int, int]]) -> Tensor:
+        def logits(
+            patches: Tensor, corners: Sequence[tuple[int, int, int]], flipped: Sequence[int] = ()
+        ) -> Tensor:
             shape = (patches.shape[-2], patches.shape[-1])
             embedding = self._embed(patches[:, :, 0])
             slices = [
-                answers.of_slice(embedding[number : number + 1], case, corner, shape)
+                answers.of_slice(embedding[number : number + 1], case, corner, shape, flipped)
                 for number, corner in enumerate(corners)
             ]
             return torch.stack(slices).unsqueeze(2)

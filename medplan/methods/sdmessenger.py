@@ -343,10 +343,7 @@ class SDMessenger(Method):
         self.training_step(batch, update, replace(at, step=at.num_steps - 1))
 
     def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:
-        def logits(patches: Tensor, corners: Sequence[tuple[int, int, int]]) -> Tensor:
-            return self._evaluate(patches).float()
-
-        return logits
+        return lambda patches, corners, flipped=(): self._evaluate(patches).float()
 
     def strength(self, fraction: float) -> float:
         """Return the factor of the unsupervised terms, in [0, 1], at a fraction of the training."""

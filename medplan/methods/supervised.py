@@ -137,11 +137,7 @@ class Supervised(Method):
         return {"loss": loss.detach()}
 
     def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:
-        def logits(patches: Tensor, corners: Sequence[tuple[int, int, int]]) -> Tensor:
-            answer: Tensor = self.network(patches)
-            return answer.float()
-
-        return logits
+        return lambda patches, corners, flipped=(): self.network(patches).float()
 
 
 METHOD = Supervised

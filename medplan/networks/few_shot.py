@@ -88,7 +88,7 @@ class FewShotPredictor:
         self._features: dict[Shot, Tensor] = {}
         self._prototypes: dict[tuple[int, tuple[Shot, ...]], tuple[Prototypes, Prototypes]] = {}
 
-    def __call__(self, patches: Tensor, corners: Sequence[Corner]) -> Tensor:
+    def __call__(self, patches: Tensor, corners: Sequence[Corner], flipped: Sequence[int] = ()) -> Tensor:
         pictures = patches[:, :, 0]
         features = self.encode(pictures)
         answers = []
@@ -99,8 +99,8 @@ class FewShotPredictor:
             answers.append(torch.stack(scores, dim=1))
         logits = F.interpolate(torch.cat(answers), pictures.shape[-2:], mode="bilinear", align_corners=False)
         logits = logits.float()
-        for patch, corner, scores in zip(pictures, corners, logits, strict=True):
-            self._add_distances(scores, patch, corner)
+        for corner, scores in zip(corners, logits, strict=True):
+            self._add_distances(scores, corner, [axis - 3 for axis in flipped])
         return logits[:, :, None]
 
     def _carry(self, first: Volume, others: Sequence[Volume]) -> None:
@@ -115,21 +115,14 @@ class FewShotPredictor:
                          for n, _ in shown]  # fmt: skip
                 self.carried[code] = carry_class(first, _mm(self.case), shots)
 
-    def _add_distances(self, scores_KYX: Tensor, patch_CYX: Tensor, corner: Corner) -> None:
+    def _add_distances(self, scores_KYX: Tensor, corner: Corner, from_end: Sequence[int]) -> None:
         """Add what each pixel's distance from the carried outlines is worth."""
-        if not self.carried:
-            return
         height, width = scores_KYX.shape[-2:]
         lower = (min(max(corner[0], 0), self.num_slices - 1), *corner[1:])
         upper = (lower[0] + 1, lower[1] + height, lower[2] + width)
-        # The window may show the patch mirrored.
-        own = torch.from_numpy(self.case.image(lower, upper)[:, 0]).to(patch_CYX.device, patch_CYX.dtype)
-        turned = next(
-            (dims for dims in ((), (1,), (2,), (1, 2)) if torch.equal(own.flip(dims), patch_CYX)), ()
-        )
         for code, carried in self.carried.items():
             inside = torch.from_numpy(carried.distances(lower, upper)).to(scores_KYX.device)
-            scores_KYX[code] += self.per_mm * inside.flip([dim - 1 for dim in turned])
+            scores_KYX[code] += self.per_mm * inside.flip(from_end)
 
     def _score(self, query_1CYX: Tensor, z: int, code: int) -> Tensor:
         shots = self.shots(z, code, query_1CYX)

@@ -190,13 +190,18 @@ class Pairing(nn.Module):
         images = [synthesise(codes, generator=generator) for _ in range(channels)]
         return torch.cat(images, dim=1).to(target.dtype), shown
 
-    def onto(self, patch: Tensor, case: Case, corner: Voxel, atlas: Case) -> Pair:
-        """Register the atlas, cut where it lies beside a patch (1, C, Z, Y, X) of a case, onto the patch."""
-        lower = beside(atlas, case, corner)
+    def onto(
+        self, patch: Tensor, case: Case, corner: Voxel, atlas: Case, flipped: Sequence[int] = ()
+    ) -> Pair:
+        """Register the atlas, cut where it lies beside a patch (1, C, Z, Y, X) of a case, onto the patch.
+
+        A patch that shows its case mirrored (`Predictor`) is met by the atlas mirrored alike.
+        """
+        lower, from_end = beside(atlas, case, corner), [axis - 3 for axis in flipped]
         z, y, x = (low + size for low, size in zip(lower, patch.shape[-3:], strict=True))
         batch = {
-            "image": torch.from_numpy(atlas.image(lower, (z, y, x))[None]).to(patch),
-            "label": torch.from_numpy(atlas.label(lower, (z, y, x))[None]).to(patch.device),
+            "image": torch.from_numpy(atlas.image(lower, (z, y, x))[None]).flip(from_end).to(patch),
+            "label": torch.from_numpy(atlas.label(lower, (z, y, x))[None]).flip(from_end).to(patch.device),
             "unlabelled_image": patch,
         }
         return self.register(batch, both_ways=False)

@@ -1,6 +1,6 @@
 """What a promptable network answers about a slice: a pass per class and box; boxes where none is given."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,20 +55,26 @@ class PromptedAnswers:
             yield self.of_slice(embed(pixels[None, :, 0]), case, (z, 0, 0), shape).unsqueeze(1)
 
     def of_slice(
-        self, embedding_1Chw: Tensor, case: Case, corner: tuple[int, int, int], shape: tuple[int, int]
+        self,
+        embedding_1Chw: Tensor,
+        case: Case,
+        corner: tuple[int, int, int],
+        shape: tuple[int, int],
+        flipped: Sequence[int] = (),
     ) -> Tensor:
         """Return logits (K, *shape) of one slice, on a grid of any shape over it.
 
         Args:
             embedding_1Chw: of the slice.
             corner: of the slice in its case (z, y, x).
+            flipped: axes (1 y, 2 x) along which the slice is mirrored.
         """
         depth = depth_of(min(max(corner[0], 0), case.shape[0] - 1), case.shape[0])
         first = int(self.is_exclusive)
         field_KYX = torch.full((first + len(self.names), *shape), NOTHING, device=embedding_1Chw.device)
         field_KYX[:first] = 0
         for number, field_YX in enumerate(field_KYX[first:]):
-            box_N4 = self.given(case, number, corner, like=embedding_1Chw)
+            box_N4 = self.given(case, number, corner, flipped, like=embedding_1Chw)
             if box_N4 is None:
                 box_N4 = self.found(embedding_1Chw, number, depth, case.prompts.get("mode", "auto"))
             for box_4 in box_N4:
@@ -76,14 +82,26 @@ class PromptedAnswers:
                 torch.maximum(field_YX, answer_YX.float(), out=field_YX)
         return field_KYX
 
-    def given(self, case: Case, number: int, corner: tuple[int, int, int], *, like: Tensor) -> Tensor | None:
+    def given(
+        self,
+        case: Case,
+        number: int,
+        corner: tuple[int, int, int],
+        flipped: Sequence[int] = (),
+        *,
+        like: Tensor,
+    ) -> Tensor | None:
         """Return the boxes (N, 4) of a class in a slice, None if none were given for it in the whole case."""
         boxes = case.prompts.get("boxes")
         if isinstance(boxes, Mapping):
             boxes = boxes.get(self.names[number])
         if boxes is None:
             return None
-        return torch.from_numpy(in_slice(boxes, corner, self.shape)).to(like.device)
+        box_N4 = in_slice(boxes, corner, self.shape)
+        for first, axis, length in ((0, 2, self.shape[1]), (1, 1, self.shape[0])):
+            if axis in flipped:
+                box_N4[:, [first, first + 2]] = length - box_N4[:, [first + 2, first]]
+        return torch.from_numpy(box_N4).to(like.device)
 
     def found(self, embedding_1Chw: Tensor, number: int, depth: float, mode: str) -> Tensor:
         """Return the boxes (N, 4) to prompt with where none are given; the whole image if none is found."""

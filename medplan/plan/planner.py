@@ -286,22 +286,19 @@ def _training(proposal: "Proposal", overrides: Overrides, reasons: dict[str, str
         )
         return value
 
-    iterations = number("iterations", proposal.iterations)
-    few = max(1, iterations // 5) if isinstance(iterations, int) else 1
     reasons["training.validate_every"] = "every 1000 steps, but at least five times"
-    return decode(
+    training = decode(
         Training,
         {
-            "iterations": iterations,
+            "iterations": number("iterations", proposal.iterations),
             "batch_size": overrides.batch_size or proposal.batch_size or 2,
             "lr": number("lr", proposal.lr),
             "weight_decay": number("weight_decay", proposal.weight_decay),
             "seed": number("seed", 0),
-            "validate_every": min(1000, few),
-            "checkpoint_every": min(250, few),
         },
         where="training",
     )
+    return training.of_length(training.iterations)
 
 
 def _config(

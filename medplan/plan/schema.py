@@ -8,7 +8,7 @@ two-dimensional pictures are volumes with one slice.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from medplan.data.labels import LabelSpace
@@ -222,6 +222,13 @@ class Training:
                 raise ValueError(f"'{name}' should be at least {number}, found {getattr(self, name)}")
         if self.lr <= 0:
             raise ValueError(f"'lr' should be positive, found {self.lr}")
+
+    def of_length(self, iterations: int) -> "Training":
+        """Return the same for so many iterations: validated every 1000 of them, but at least five times."""
+        fifth = max(1, iterations // 5)
+        return replace(
+            self, iterations=iterations, validate_every=min(1000, fifth), checkpoint_every=min(250, fifth)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

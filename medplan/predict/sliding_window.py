@@ -257,7 +257,7 @@ def _forward(
         dims = [axis + 2 for axis in axes]
         turned = patches.flip(dims) if dims else patches
         for predictor in predictors:
-            logits = predictor(turned, corners)
+            logits = predictor(turned, corners, axes)
             expected = (len(corners), num_outputs, *patch_size)
             if tuple(logits.shape) != expected:
                 raise MethodError(

@@ -30,7 +30,7 @@ MOST_STEPS = 20
 def lasting(
     minutes: float,
     plan: Plan,
-    method_class: type[Method],
+    method: Method,
     store: CaseStore,
     *,
     runtime: Runtime,
@@ -38,14 +38,16 @@ def lasting(
 ) -> Plan:
     """Return the plan with as many iterations as take so many minutes on this machine.
 
-    A method that is thrown away afterwards takes a few steps of each phase, which is part of the minutes.
-    Validation is not: it comes on top, five times.
+    Validation comes on top.
+
+    Args:
+        method: takes a few steps of each phase, which is part of the minutes; of no use afterwards.
 
     Raises: PlanError if the time is too short to learn anything.
     """
     start = time.monotonic()
     workers = default_workers(runtime, plan) if workers is None else workers
-    method = method_class(plan).to(runtime.device)
+    method = method.to(runtime.device)
     phases = [phase for phase in method.phases() if phase.num_steps]
     costs = {
         phase.name: _seconds_per_step(
@@ -54,14 +56,14 @@ def lasting(
         for phase in phases
     }
     seconds = minutes * 60 - (time.monotonic() - start)
-    iterations = int(seconds / _mean_cost(method_class, plan, costs))
+    iterations = int(seconds / _mean_cost(type(method), plan, costs))
     if iterations < 10 * len(phases):
         raise PlanError(
             f"--minutes {minutes:g}: a step takes {max(costs.values()):.2g} s here, so that hardly anything "
             "would be learnt; give more minutes, or a smaller --patch-size or --batch-size."
         )
     # Phases of a fixed length weigh more in a short training: the mean is that of the length found first.
-    mean = _mean_cost(method_class, _with_iterations(plan, iterations), costs)
+    mean = _mean_cost(type(method), _with_iterations(plan, iterations), costs)
     iterations = -runtime.any(-max(1, int(seconds / mean)))
     logger.info("%d iterations fit into %g minutes, at %.2g s each.", iterations, minutes, mean)
     return _with_iterations(plan, iterations)
@@ -108,5 +110,4 @@ def _mean_cost(method_class: type[Method], plan: Plan, costs: dict[str, float]) 
 
 
 def _with_iterations(plan: Plan, iterations: int) -> Plan:
-    every = max(1, iterations // 5)
-    return replace(plan, training=replace(plan.training, iterations=iterations, validate_every=every))
+    return replace(plan, training=plan.training.of_length(iterations))

@@ -87,9 +87,9 @@ def test_training_follows_the_rules_of_precision_of_the_device(name: str, tmp_pa
 
 
 def test_steps_are_timed_on_the_device() -> None:
-    plan = tiny_plan("supervised")
+    plan, runtime = tiny_plan("supervised"), Runtime(device=DEVICE)
     with emulated():
-        found = lasting(60, plan, Supervised, tiny_store(plan), runtime=Runtime(device=DEVICE), workers=0)
+        found = lasting(60, plan, Supervised(plan), tiny_store(plan), runtime=runtime, workers=0)
     assert found.training.iterations > 0
 
 

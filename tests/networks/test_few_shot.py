@@ -153,7 +153,7 @@ def test_outlines_follow_windows_and_mirrored_windows(query, support):
     whole = torch.from_numpy(query.image()[None, :, 5:6])
     part = whole[..., 8:40, 20:52]
     (expected,) = predictor(part, [(5, 8, 20)])
-    (mirrored,) = predictor(part.flip(4), [(5, 8, 20)])
+    (mirrored,) = predictor(part.flip(4), [(5, 8, 20)], (2,))
     inside = expected.argmax(0)[0]
     assert torch.equal(mirrored.argmax(0)[0].flip(1), inside) and inside.any()
 

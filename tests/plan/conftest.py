@@ -120,7 +120,7 @@ class Toy(Method):
         return {"loss": loss.detach()}
 
     def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:
-        return lambda patches, corners: self.conv(patches)
+        return lambda patches, corners, flipped=(): self.conv(patches)
 
 
 def make_method(**needs: Any) -> type[Toy]:

@@ -28,7 +28,9 @@ def convolution() -> Callable[..., Tensor]:
     torch.manual_seed(0)
     layer = torch.nn.Conv3d(2, 3, 3, padding=1)
 
-    def predict(patches: Tensor, corners: Sequence[tuple[int, int, int]]) -> Tensor:
+    def predict(
+        patches: Tensor, corners: Sequence[tuple[int, int, int]], flipped: Sequence[int] = ()
+    ) -> Tensor:
         return layer(patches)
 
     return predict

@@ -30,7 +30,7 @@ SHAPES = [
 ]
 
 
-def identity(patches: Tensor, corners: Corners) -> Tensor:
+def identity(patches: Tensor, corners: Corners, flipped: Sequence[int] = ()) -> Tensor:
     return patches
 
 
@@ -90,7 +90,7 @@ def test_a_predictor_that_returns_its_input_gives_back_the_case(
 def test_a_constant_predictor_is_constant_everywhere(
     make_case: MakeCase, shape: tuple[int, int, int], patch: tuple[int, int, int]
 ) -> None:
-    def constant(patches: Tensor, corners: Corners) -> Tensor:
+    def constant(patches: Tensor, corners: Corners, flipped: Sequence[int] = ()) -> Tensor:
         return torch.full((len(patches), 3, *patch), 7.0)
 
     answer = whole(constant, make_case(shape), patch_size=patch, num_outputs=3)
@@ -133,7 +133,7 @@ def test_corners_say_where_the_patches_lie(make_case: MakeCase) -> None:
     case = Case(key="Phantom/places", pixels=place[None])
     seen = []
 
-    def check(patches: Tensor, corners: Corners) -> Tensor:
+    def check(patches: Tensor, corners: Corners, flipped: Sequence[int] = ()) -> Tensor:
         for patch, corner in zip(patches, corners, strict=True):
             inside = patch[0].nonzero()[0]
             index = [int(c + i) for c, i in zip(corner, inside, strict=True)]
@@ -144,6 +144,21 @@ def test_corners_say_where_the_patches_lie(make_case: MakeCase) -> None:
     whole(check, case, patch_size=(4, 4, 6), num_outputs=1, batch_size=2)
     assert len(seen) == num_windows(case.shape, (4, 4, 6)) == len(set(seen))
     assert {corner[2] for corner in seen} == {-1}
+
+
+def test_predictors_are_told_how_windows_are_mirrored(make_case: MakeCase) -> None:
+    """A predictor that answers from the case, not from its patches, gives back the case."""
+    case = make_case((5, 6, 7))
+
+    def recall(patches: Tensor, corners: Corners, flipped: Sequence[int] = ()) -> Tensor:
+        upper = [tuple(c + n for c, n in zip(corner, (4, 4, 4), strict=True)) for corner in corners]
+        cut = [case.image(low, high) for low, high in zip(corners, upper, strict=True)]
+        own = torch.from_numpy(np.stack(cut)).flip([axis + 2 for axis in flipped])
+        assert torch.equal(own, patches)
+        return own
+
+    found = whole(recall, case, patch_size=(4, 4, 4), num_outputs=2, mirror_axes=(0, 1, 2))
+    np.testing.assert_allclose(found, case.pixels, atol=2e-6)
 
 
 def test_mirroring_averages_over_every_flip(make_case: MakeCase, convolution: Callable[..., Tensor]) -> None:
@@ -169,7 +184,7 @@ def test_mirroring_changes_nothing_for_a_predictor_without_direction(make_case: 
 def test_several_predictors_are_averaged(make_case: MakeCase, convolution: Callable[..., Tensor]) -> None:
     case = make_case((9, 8, 7))
 
-    def other(patches: Tensor, corners: Corners) -> Tensor:
+    def other(patches: Tensor, corners: Corners, flipped: Sequence[int] = ()) -> Tensor:
         return torch.cat([patches, patches[:, :1]], dim=1)
 
     together = whole([convolution, other], case, patch_size=(4, 4, 4), num_outputs=3)
@@ -180,7 +195,7 @@ def test_several_predictors_are_averaged(make_case: MakeCase, convolution: Calla
 def test_a_tensor_that_a_predictor_keeps_is_not_written_to(make_case: MakeCase) -> None:
     kept = torch.ones(1, 2, 4, 4, 4)
 
-    def keep(patches: Tensor, corners: Corners) -> Tensor:
+    def keep(patches: Tensor, corners: Corners, flipped: Sequence[int] = ()) -> Tensor:
         return kept
 
     whole(
@@ -229,7 +244,7 @@ def test_memory_does_not_grow_with_the_number_of_slices(
 def test_the_first_slab_arrives_before_the_last_window_is_computed(make_case: MakeCase) -> None:
     computed = []
 
-    def count(patches: Tensor, corners: Corners) -> Tensor:
+    def count(patches: Tensor, corners: Corners, flipped: Sequence[int] = ()) -> Tensor:
         computed.extend(corners)
         return patches
 
@@ -244,7 +259,7 @@ def test_a_wrong_answer_of_a_predictor_is_named(make_case: MakeCase) -> None:
 
 
 def test_gradients_are_off_in_the_predictor_and_on_for_the_consumer(make_case: MakeCase) -> None:
-    def check(patches: Tensor, corners: Corners) -> Tensor:
+    def check(patches: Tensor, corners: Corners, flipped: Sequence[int] = ()) -> Tensor:
         assert not torch.is_grad_enabled()
         return patches
 
@@ -277,13 +292,13 @@ def test_the_batch_is_bounded() -> None:
 def test_windows_that_do_not_fit_together_go_one_after_the_other(make_case: MakeCase) -> None:
     case, asked = make_case((8, 16, 16)), []
 
-    def scarce(patches: Tensor, corners: Corners) -> Tensor:
+    def scarce(patches: Tensor, corners: Corners, flipped: Sequence[int] = ()) -> Tensor:
         asked.append(len(patches))
         if len(patches) > 1:
             raise torch.OutOfMemoryError
         return patches
 
-    def never(patches: Tensor, corners: Corners) -> Tensor:
+    def never(patches: Tensor, corners: Corners, flipped: Sequence[int] = ()) -> Tensor:
         raise torch.OutOfMemoryError
 
     numbers = {"patch_size": (8, 8, 8), "num_outputs": len(case.pixels), "batch_size": 4}

@@ -146,7 +146,7 @@ def test_a_shown_class_is_named_to_the_method_and_written_with_its_value(model, 
 
     def predictor(self, case, support):
         heard.append((case.prompts["classes"], [other.id for other in support]))
-        return lambda patches, corners: self.layer(patches).float()
+        return lambda patches, corners, flipped=(): self.layer(patches).float()
 
     monkeypatch.setattr(Toy, "predictor", predictor)
     found = shown.predict_file([pair[0]])

@@ -49,7 +49,7 @@ class Toy(Method):
 
     def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:
         shift = sum(float(other.image().mean()) for other in support)
-        return lambda patches, corners: self.layer(patches + shift).float()
+        return lambda patches, corners, flipped=(): self.layer(patches + shift).float()
 
 
 def make_plan(*, channels: tuple[str, ...] = ("T1",), labels: LabelSpace = LABELS, **changes: Any) -> Plan:

@@ -40,7 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("minutes", [3.0, 30.0])
 def test_timing_and_training_together_take_the_minutes(minutes: float) -> None:
     plan = toy_plan(iterations=900)
-    found = budget.lasting(minutes, plan, Clocked, toy_store(plan), runtime=CPU, workers=0)
+    found = budget.lasting(minutes, plan, Clocked(plan), toy_store(plan), runtime=CPU, workers=0)
     training = sum(
         Clocked.seconds(Progress(phase=phase.name, step=step, num_steps=phase.num_steps))
         for phase in Clocked(found).phases()
@@ -51,13 +51,14 @@ def test_timing_and_training_together_take_the_minutes(minutes: float) -> None:
     assert (Clocked.now + training) / (60 * minutes) == pytest.approx(1.0, abs=0.04)
 
 
-def test_it_is_validated_five_times() -> None:
+@pytest.mark.parametrize(("minutes", "validations"), [(30.0, 5), (300.0, 14)])
+def test_it_is_validated_every_1000_steps_but_at_least_five_times(minutes: float, validations: int) -> None:
     plan = toy_plan(iterations=900)
-    found = budget.lasting(30.0, plan, Clocked, toy_store(plan), runtime=CPU, workers=0).training
-    assert found.iterations // found.validate_every == 5
+    found = budget.lasting(minutes, plan, Clocked(plan), toy_store(plan), runtime=CPU, workers=0).training
+    assert found.iterations // found.validate_every == validations
 
 
 def test_too_little_time_is_refused() -> None:
     plan = toy_plan(iterations=900)
     with pytest.raises(PlanError, match="a step takes 2 s here"):
-        budget.lasting(0.5, plan, Clocked, toy_store(plan), runtime=CPU, workers=0)
+        budget.lasting(0.5, plan, Clocked(plan), toy_store(plan), runtime=CPU, workers=0)

@@ -22,7 +22,7 @@ class Oracle(Toy):
     def predictor(self, case, support):  # type: ignore[no-untyped-def]
         one_hot = np.moveaxis(np.eye(3, dtype=np.float32)[case.label()], -1, 0)
 
-        def answer(patches, corners):  # type: ignore[no-untyped-def]
+        def answer(patches, corners, flipped=()):  # type: ignore[no-untyped-def]
             size = patches.shape[2:]
             boxes = [tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True)) for corner in corners]
             return torch.stack([torch.from_numpy(one_hot[(slice(None), *box)]) for box in boxes])

@@ -133,7 +133,7 @@ class Toy(Method):
         return {"loss": again.detach(), "before": loss.detach()}
 
     def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:
-        return lambda patches, corners: self.logits(patches).float()
+        return lambda patches, corners, flipped=(): self.logits(patches).float()
 
 
 class Steady(Toy):
