@@ -115,7 +115,7 @@ class FewShotPredictor:
                          for n, _ in shown]  # fmt: skip
                 self.carried[code] = carry_class(first, _mm(self.case), shots)
 
-    def _add_distances(self, scores_KYX: Tensor, corner: Corner, from_end: Sequence[int]) -> None:
+    def _add_distances(self, scores_KYX: Tensor, corner: Corner, from_end: list[int]) -> None:
         """Add what each pixel's distance from the carried outlines is worth."""
         height, width = scores_KYX.shape[-2:]
         lower = (min(max(corner[0], 0), self.num_slices - 1), *corner[1:])

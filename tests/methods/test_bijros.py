@@ -288,7 +288,9 @@ def test_registration_predicts_the_atlas_where_it_lies() -> None:
     corner = (-2, -1, 0)
     patch = torch.from_numpy(other.image(corner, (14, 15, 16)))[None]
     # An untrained network moves nothing, so the atlas lies centre on centre.
-    assert torch.equal(predictor(patch, [corner]).argmax(1)[0], torch.from_numpy(atlas.codes).long())
+    codes = torch.from_numpy(atlas.codes).long()
+    assert torch.equal(predictor(patch, [corner]).argmax(1)[0], codes)
+    assert torch.equal(predictor(patch.flip(2, 4), [corner], (0, 2)).argmax(1)[0], codes.flip(0, 2))
     with pytest.raises(MethodError, match="needs the atlas"):
         method.predictor(other, [])
 

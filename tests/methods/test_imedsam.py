@@ -89,6 +89,18 @@ def test_boxes_of_the_user_are_followed_slice_by_slice():
     assert (found[0] == 0).all(), "background is the logit of probability 1/2"
 
 
+def test_boxes_follow_images_that_are_mirrored():
+    method, _ = make()
+    method.eval()
+    case = case_of(boxes=np.array([[0.0, 2, 3, 1, 20, 18]]))
+    turned = case_of(boxes=np.array([[0.0, SIDE - 20, SIDE - 18, 1, SIDE - 2, SIDE - 3]]))
+    patches = torch.from_numpy(case.image()).movedim(1, 0).unsqueeze(2).flip(3, 4)
+    with torch.no_grad():
+        found = method.predictor(case, ())(patches, [(0, 0, 0)], (1, 2))
+        expected = method.predictor(turned, ())(patches, [(0, 0, 0)])
+    assert torch.equal(found, expected)
+
+
 def test_boxes_by_class_leave_the_other_classes_to_the_mode():
     method, _ = make()
     boxes = {"liver": np.zeros((0, 6))}
