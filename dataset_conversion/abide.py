@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from dataset_conversion.card import Card
-from dataset_conversion.freesurfer import GROUPINGS, LAYOUT, convert_subjects
+from dataset_conversion.freesurfer import LAYOUT, convert_subjects
 
 CARD = Card(
     name="ABIDE",
@@ -18,7 +18,7 @@ CARD = Card(
     num_cases="1112 in ABIDE I",
     serves=("bijros",),
     split="By subject; Bi-JROS labels one case and publishes no lists.",
-    groupings=GROUPINGS,
+    label_groups=("oasis14",),
 )
 
 

@@ -26,7 +26,7 @@ class Card:
         split: how cases may be divided, and what must stay together.
         published_splits: named splits of papers, each a map from role (``labelled``, ``unlabelled``,
             ``validation``, ``test``) to case ids.
-        groupings: named ways to join label values into fewer classes: class name to the values it joins.
+        label_groups: presets of ``--label-groups`` that papers have learned it in.
     """
 
     name: str
@@ -42,4 +42,4 @@ class Card:
     serves: tuple[str, ...]
     split: str
     published_splits: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
-    groupings: Mapping[str, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    label_groups: tuple[str, ...] = ()

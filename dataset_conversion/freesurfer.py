@@ -7,7 +7,7 @@ from dataset_conversion.card import Card
 from dataset_conversion.listing import folders_of, require
 from dataset_conversion.writing import Case, write_dataset
 
-__all__ = ["ASEG", "GROUPINGS", "LAYOUT", "SEG4", "SEG35", "convert_subjects", "subjects"]
+__all__ = ["ASEG", "LAYOUT", "SEG4", "SEG35", "convert_subjects", "subjects"]
 
 LAYOUT = (
     "FreeSurfer's subject folders: <subject>/mri/norm.mgz and aseg.mgz, or the two files in <subject>/, "
@@ -76,16 +76,6 @@ SEG35 = {_NAMES[value]: number for number, value in enumerate((*_LEFT, *_RIGHT),
 
 SEG4 = {"Cortex": 1, "Subcortical-Gray-Matter": 2, "White-Matter": 3, "CSF": 4}
 """The four labels of neurite's OASIS (``aligned_seg4``)."""
-
-_OASIS14 = (2, 3, 4, 41, 10, 42, 43, 77, 16, 17, 49, 53, 31)
-_ABIDE14 = (1, 11, 22, 33, 44, 46, 47, 48, 49, 50, 51, 52, 55)
-
-GROUPINGS = {
-    "oasis14": {_NAMES[value]: (value,) for value in _OASIS14},
-    "abide_ppmi14": {f"structure {value}": (value,) for value in _ABIDE14},
-}
-"""The two lists of 13 structures (and background) that Bi-JROS works on, in its order. `oasis14` is in aseg
-numbers; the numbers of `abide_ppmi14` are not aseg's and are documented nowhere."""
 
 
 def convert_subjects(card: Card, source: Path, target: Path) -> None:

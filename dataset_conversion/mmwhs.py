@@ -56,14 +56,7 @@ CARD = Card(
             "test": _scans("mr", test=True),
         },
     },
-    groupings={
-        "sdmessenger": {
-            "ascending aorta": (4,),
-            "left atrium": (2,),
-            "left ventricle": (3,),
-            "myocardium": (1,),
-        }
-    },
+    label_groups=("mmwhs4",),
 )
 
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from dataset_conversion.card import Card
-from dataset_conversion.freesurfer import GROUPINGS, SEG4, SEG35
+from dataset_conversion.freesurfer import SEG4, SEG35
 from dataset_conversion.listing import by_pattern, folders_of, pairs, require
 from dataset_conversion.writing import Case, write_dataset
 
@@ -27,7 +27,7 @@ CARD = Card(
     num_cases="15 or 35 (MICCAI-2012), 414 (neurite)",
     serves=("bijros", "hermes"),
     split="By subject; Bi-JROS labels one case and publishes no list.",
-    groupings=GROUPINGS,
+    label_groups=("miccai2012",),
 )
 
 

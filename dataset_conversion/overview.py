@@ -50,8 +50,8 @@ def _entry(name: str, card: Card) -> str:
     lines += [f"* Splits: {_escaped(card.split)}"]
     if card.published_splits:
         lines += [f"* Published splits, written into dataset.json: {_listed(card.published_splits)}."]
-    if card.groupings:
-        lines += [f"* Groupings of labels on the card: {_listed(card.groupings)}."]
+    if card.label_groups:
+        lines += [f"* Fewer classes, as in papers: `--label-groups` {_listed(card.label_groups)}."]
     return "\n".join(lines)
 
 

@@ -29,7 +29,7 @@ CARD = Card(
     num_cases="40 with labels, 40 for testing without",
     serves=("sdmessenger",),
     split="By person, the site is the `domain`.",
-    groupings={"sdmessenger": {"grey matter": (1,)}},
+    label_groups=("grey_matter",),
 )
 
 

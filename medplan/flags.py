@@ -118,7 +118,7 @@ def planning(parser: argparse.ArgumentParser) -> None:
         "--label-groups",
         type=_label_groups,
         metavar="PRESET|JSON",
-        help="learn groups of the dataset's labels: oasis14, abide_ppmi14, miccai2012, or a file",
+        help="learn groups of the dataset's labels: a preset (docs/datasets.md) or a file",
     )
     add("--align", action=argparse.BooleanOptionalAction, help="align cases to the atlas, or not")
     add("--pretrain-on", nargs="+", metavar="DATASET", help="also learn from the images of these")

@@ -51,6 +51,9 @@ PRESETS: dict[str, Groups] = {
         "cerebellar white matter": (40, 41),
         "cerebellar cortex": (38, 39, 71, 72, 73),
     },
+    # Values as the converters write them, classes as in the experiments on domain adaptation.
+    "mmwhs4": {"ascending aorta": (4,), "left atrium": (2,), "left ventricle": (3,), "myocardium": (1,)},
+    "grey_matter": {"grey matter": (1,)},
 }
 """Raw values by class."""
 

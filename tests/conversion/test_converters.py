@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from dataset_conversion import find, names
+from dataset_conversion.freesurfer import ASEG
 from medplan.errors import DataError
+from medplan.plan.label_groups import PRESETS
 from tests.conversion.layouts import LAYOUTS
 from tests.conversion.pieces import Array, Expected, Tree
 
@@ -166,6 +168,15 @@ def test_published_splits_hold_only_cases_that_are_there(tmp_path: Path) -> None
     find("synapse").convert(tmp_path / "source", tmp_path / "out")
     splits = json.loads((tmp_path / "out" / "dataset.json").read_text())["splits"]
     assert splits == {"sdmessenger_20": {"labelled": ["img0021"], "unlabelled": [], "test": []}}
+
+
+def test_label_groups_of_a_card_can_be_asked_for() -> None:
+    for name in names():
+        card = find(name).CARD
+        for preset in card.label_groups:
+            values = {value for group in PRESETS[preset].values() for value in group}
+            if name != "oasis":  # its labels come from either of two sources
+                assert values <= set((card.labels or ASEG).values()), name
 
 
 def test_published_splits_are_disjoint() -> None:
