@@ -52,6 +52,7 @@ def train(
     resume = not restart and (folder / "last.pt").is_file()
     if minutes is not None and resume:
         plan = _as_long_as(folder / "plan.json", plan)
+    _check_memory(plan, runtime)
     trained = _build(plan, start_from, resume=resume)
     cases = _preprocessed_folders(space, plan)
     store = _open_store(space, plan, chosen, cases, runtime=runtime, workers=workers)
@@ -110,6 +111,24 @@ def _with_numbers(plan: "Plan", overrides: "Overrides") -> "Plan":
     }
     settings = {key: value for key, value in numbers.items() if value is not None}
     return apply_settings(plan, {**settings, **overrides.settings}, registry.find(plan.method).Config)
+
+
+def _check_memory(plan: "Plan", runtime: "Runtime") -> None:
+    """Refuse a training on the processor that the system would kill; a GPU says itself that it is full."""
+    from medplan import registry
+    from medplan.plan.memory import training_bytes
+    from medplan.runtime import host_memory
+
+    free = host_memory()
+    if runtime.device.type != "cpu" or free is None or (plan.predicted_gpu_bytes or 0) <= free:
+        return
+    needed = training_bytes(registry.find(plan.method), plan)  # the command line may have changed the plan
+    if needed > free:
+        raise PlanError(
+            f"A step of training with this plan takes about {needed / 2**30:.1f} GB, but {free / 2**30:.1f} GB "
+            "of this machine's memory are free. Plan again with '--gpu-memory 1', which suits a processor, or "
+            "give a smaller --batch-size or --patch-size."
+        )
 
 
 def _as_long_as(earlier: Path, plan: "Plan") -> "Plan":
