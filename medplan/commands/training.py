@@ -125,8 +125,8 @@ def _check_memory(plan: "Plan", runtime: "Runtime") -> None:
     needed = training_bytes(registry.find(plan.method), plan)  # the command line may have changed the plan
     if needed > free:
         raise PlanError(
-            f"A step of training with this plan takes about {needed / 2**30:.1f} GB, but {free / 2**30:.1f} GB "
-            "of this machine's memory are free. Plan again with '--gpu-memory 1', which suits a processor, or "
+            f"A training step of this plan takes about {needed / 2**30:.1f} GB, but {free / 2**30:.1f} GB of "
+            "this machine's memory are free. Plan again with '--gpu-memory 1', which suits a processor, or "
             "give a smaller --batch-size or --patch-size."
         )
 
