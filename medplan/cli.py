@@ -1,7 +1,8 @@
 """The command line: what each verb takes, and the one place where errors become exit codes.
 
-A verb is a function in ``medplan/commands`` whose parameters have the names of its flags. Nothing heavy is
-imported before a verb runs, so that ``medplan --help`` answers at once.
+A verb is a function in ``medplan/commands`` whose parameters have the names of its flags; flags that several
+verbs share come as one record. Nothing heavy is imported before a verb runs, so that ``medplan --help``
+answers at once.
 """
 
 import argparse
@@ -10,10 +11,12 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from medplan import __version__, flags
+from medplan.commands.trained import Trained
 from medplan.errors import MedplanError, UsageError, did_you_mean
 
 __all__ = ["build_parser", "main"]
@@ -281,8 +284,11 @@ def _is_number(word: str) -> bool:
 def _lazy(module: str, function: str) -> Callable[..., int | None]:
     def run(*, verb: str, **options: Any) -> int | None:
         command = getattr(importlib.import_module(f"medplan.commands.{module}"), function)
-        if "overrides" in inspect.signature(command).parameters:
+        parameters = inspect.signature(command).parameters
+        if "overrides" in parameters:
             options = _gather_overrides(options)
+        if "trained" in parameters:
+            options = _gather(options, "trained", Trained)
         result: int | None = command(**options)
         return result
 
@@ -290,17 +296,18 @@ def _lazy(module: str, function: str) -> Callable[..., int | None]:
 
 
 def _gather_overrides(options: dict[str, Any]) -> dict[str, Any]:
-    """Move the options that are fields of `Overrides` into one record."""
-    from dataclasses import fields
-
     from medplan.plan.overrides import Overrides, parse_setting
 
-    known = {field.name for field in fields(Overrides)} & options.keys()
-    chosen = {name: options.pop(name) for name in known}
-    chosen["settings"] = dict(map(parse_setting, chosen.get("settings") or []))
-    lists = {name: tuple(value) for name, value in chosen.items() if isinstance(value, list)}
-    given = {name: value for name, value in (chosen | lists).items() if value is not None}
-    return {**options, "overrides": Overrides(**given)}
+    settings = dict(map(parse_setting, options.get("settings") or []))
+    return _gather({**options, "settings": settings}, "overrides", Overrides)
+
+
+def _gather(options: dict[str, Any], name: str, record: type) -> dict[str, Any]:
+    """Move the options that are fields of a record into one; what was not given has the record's default."""
+    known = {field.name for field in fields(record)}
+    given = {key: value for key, value in options.items() if key in known and value is not None}
+    chosen = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    return {**{key: options[key] for key in options.keys() - known}, name: record(**chosen)}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Verbs about scores: evaluate, report."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from medplan.commands.trained import Trained
 from medplan.errors import MedplanError, UsageError
 from medplan.workspace import Workspace
 
@@ -53,34 +53,30 @@ def evaluate(
 
 def report(
     *,
-    model: Path | None,
-    dataset: str | None,
-    method: str | None,
-    run: str | None,
-    folds: Sequence[str] | None,
-    checkpoint: Literal["best", "last"],
+    trained: Trained,
     input: Path | None,
     images: Path | None,
     output: Path | None,
     workspace: Path | None,
 ) -> None:
     """Write one HTML page about a run."""
-    from medplan.commands.prediction import find_model, read_folds
     from medplan.evaluate.report import Evaluation, write_report
     from medplan.evaluate.summary import read_summary
     from medplan.predict.folder import find_folds
 
     space = Workspace.open(workspace)
-    source = find_model(space, model, dataset, method, run)
+    source = trained.find(space)
     if not source.is_dir():
         raise UsageError(f"'{source}' is not a run folder; a report needs the log of the training.")
-    fold_folders = find_folds(source, folds=read_folds(folds), checkpoint=checkpoint)
+    fold_folders = find_folds(source, folds=trained.fold_numbers, checkpoint=trained.checkpoint)
     if input is not None:
         summary = read_summary(input / "summary.json")
         evaluations = [Evaluation(name=input.name, summary=summary, images=_images(images, summary))]
     else:
         evaluations = [
-            evaluation for fold in fold_folders for evaluation in _validation(space, fold.folder, checkpoint)
+            evaluation
+            for fold in fold_folders
+            for evaluation in _validation(space, fold.folder, trained.checkpoint)
         ]
     page = write_report(fold_folders[0].folder, output or source / "report.html", evaluations=evaluations)
     print(f"Report: {page}")

@@ -3,27 +3,19 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from medplan.errors import UsageError
+from medplan.commands.trained import Trained
 from medplan.workspace import Workspace
 
-if TYPE_CHECKING:
-    from medplan.plan.schema import Fold
-
-__all__ = ["export", "find_model", "install", "predict", "read_folds"]
+__all__ = ["export", "install", "predict"]
 
 
 def predict(
     *,
+    trained: Trained,
     input: Path,
     output: Path,
-    model: Path | None,
-    dataset: str | None,
-    method: str | None,
-    run: str | None,
-    folds: Sequence[str] | None,
-    checkpoint: Literal["best", "last"],
     step: float,
     mirror: bool,
     probabilities: bool,
@@ -45,12 +37,12 @@ def predict(
     from medplan.predict.run import predict as run_prediction
 
     space = Workspace.open(workspace)
-    source = find_model(space, model, dataset, method, run)
+    source = trained.find(space)
     load = partial(
         Model.load,
         source,
-        folds=read_folds(folds),
-        checkpoint=checkpoint,
+        folds=trained.fold_numbers,
+        checkpoint=trained.checkpoint,
         device=device,
         dataset=dataset_labels,
         classes=tasks,
@@ -89,20 +81,16 @@ def predict(
 
 def export(
     *,
+    trained: Trained,
     output: Path,
-    model: Path | None,
-    dataset: str | None,
-    method: str | None,
-    run: str | None,
-    folds: Sequence[str] | None,
-    checkpoint: Literal["best", "last"],
     workspace: Path | None,
 ) -> None:
     """Pack a trained model into one zip."""
     from medplan.predict.archive import export
 
-    source = find_model(Workspace.open(workspace), model, dataset, method, run)
-    print(f"Packed {source}: {export(source, output, folds=read_folds(folds), checkpoint=checkpoint)}")
+    source = trained.find(Workspace.open(workspace))
+    packed = export(source, output, folds=trained.fold_numbers, checkpoint=trained.checkpoint)
+    print(f"Packed {source}: {packed}")
 
 
 def install(*, archive: Path, workspace: Path | None) -> None:
@@ -110,31 +98,3 @@ def install(*, archive: Path, workspace: Path | None) -> None:
     from medplan.predict.archive import install
 
     print(f"Model: {install(archive, Workspace.open(workspace))}")
-
-
-def read_folds(texts: Sequence[str] | None) -> tuple["Fold", ...] | None:
-    """Return fold numbers, or 'all', as they were written on the command line."""
-    from medplan.commands.training import read_fold
-
-    return None if texts is None else tuple(read_fold(text) for text in texts)
-
-
-def find_model(
-    space: Workspace, model: Path | None, dataset: str | None, method: str | None, run: str | None
-) -> Path:
-    """Return the run folder (or zip) that was asked for: by path, or the last finished one that matches.
-
-    Raises: UsageError if there is none, listing the runs there are.
-    """
-    if model is not None:
-        return model
-    wanted = (dataset and space.plan_name(dataset), method, run)
-    pattern = "/".join(part or "*" for part in wanted)
-    finished = sorted(
-        (space.root / "results").glob(f"{pattern}/fold_*/best.pt"), key=lambda path: path.stat().st_mtime
-    )
-    if finished:
-        return finished[-1].parents[1]
-    others = sorted({str(path.parents[1]) for path in (space.root / "results").glob("*/*/*/fold_*/best.pt")})
-    listed = f"There are: {', '.join(others)}" if others else "Nothing is trained there yet"
-    raise UsageError(f"There is no trained model 'results/{pattern}' in {space.root}. {listed}.")

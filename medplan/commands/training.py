@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medplan.commands.trained import read_fold
 from medplan.errors import PlanError, UsageError
 from medplan.workspace import Workspace
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from medplan.runtime import Runtime
     from medplan.samples.cases import CaseStore
 
-__all__ = ["read_fold", "train"]
+__all__ = ["train"]
 
 
 def train(
@@ -139,15 +140,6 @@ def _as_long_as(earlier: Path, plan: "Plan") -> "Plan":
     training = read_json(Plan, earlier).training
     length = {"iterations": training.iterations, "validate_every": training.validate_every}
     return replace(plan, training=replace(plan.training, **length))
-
-
-def read_fold(text: str) -> "Fold":
-    """Return a fold's number, or 'all', as it was written on the command line."""
-    if text == "all":
-        return "all"
-    if not text.isdigit():
-        raise UsageError(f"--fold should be a number or 'all', found '{text}'.")
-    return int(text)
 
 
 def _preprocessed_folders(space: Workspace, plan: "Plan") -> dict[str, Path]:

@@ -1,0 +1,63 @@
+"""Which trained model a verb is about, as the command line names it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from medplan.errors import UsageError
+from medplan.workspace import Workspace
+
+if TYPE_CHECKING:
+    from medplan.plan.schema import Fold
+
+__all__ = ["Trained", "read_fold"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The flags that choose a trained model.
+
+    Attributes:
+        model: run folder or exported zip; without it the last finished run that the next three match.
+        dataset, method, run: what it was trained on, how, and under which name.
+        folds: None takes all that are there.
+        checkpoint: the weights that validation chose, or the last.
+    """
+
+    model: Path | None = None
+    dataset: str | None = None
+    method: str | None = None
+    run: str | None = None
+    folds: Sequence[str] | None = None
+    checkpoint: Literal["best", "last"] = "best"
+
+    @property
+    def fold_numbers(self) -> "tuple[Fold, ...] | None":
+        return None if self.folds is None else tuple(read_fold(text) for text in self.folds)
+
+    def find(self, space: Workspace) -> Path:
+        """Return the run folder, or the zip.
+
+        Raises: UsageError if there is none, listing the runs there are.
+        """
+        if self.model is not None:
+            return self.model
+        wanted = (self.dataset and space.plan_name(self.dataset), self.method, self.run)
+        pattern = "/".join(part or "*" for part in wanted)
+        results = space.root / "results"
+        finished = sorted(results.glob(f"{pattern}/fold_*/best.pt"), key=lambda path: path.stat().st_mtime)
+        if finished:
+            return finished[-1].parents[1]
+        others = sorted({str(path.parents[1]) for path in results.glob("*/*/*/fold_*/best.pt")})
+        listed = f"There are: {', '.join(others)}" if others else "Nothing is trained there yet"
+        raise UsageError(f"There is no trained model 'results/{pattern}' in {space.root}. {listed}.")
+
+
+def read_fold(text: str) -> "Fold":
+    """Return a fold's number, or 'all', as it was written on the command line."""
+    if text == "all":
+        return "all"
+    if not text.isdigit():
+        raise UsageError(f"--fold should be a number or 'all', found '{text}'.")
+    return int(text)
