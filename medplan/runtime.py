@@ -201,13 +201,40 @@ def device_memory(device: torch.device | None = None) -> int | None:
 
 
 def host_memory() -> int | None:
-    """Return the bytes of main memory that are free, or None where the system does not say."""
+    """Return the bytes of main memory that are free, or None where the system does not say.
+
+    In a container or a cluster's job, no more than what is left of its share.
+    """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
     kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-    return kilobytes["MemAvailable"] * 1024
+    return min([kilobytes["MemAvailable"] * 1024, *_left_of_shares()])
+
+
+def _left_of_shares(
+    control_groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> list[int]:
+    """Return what each control group (version 2) that this process is in may still take."""
+    try:
+        place = next(line[3:] for line in own.read_text().splitlines() if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return []
+    left = []
+    folder = control_groups / place.strip("/")
+    for group in (folder, *folder.parents):
+        try:
+            most, used, kinds = (
+                (group / f"memory.{name}").read_text() for name in ("max", "current", "stat")
+            )
+        except OSError:
+            continue
+        # Files that were read and are kept in case they are read again make way when memory is short.
+        cached = sum(int(line.split()[1]) for line in kinds.splitlines() if line.startswith("inactive_file "))
+        if most.strip() != "max":
+            left.append(max(0, int(most) - int(used) + cached))
+    return left
 
 
 def shared_memory() -> int | None:

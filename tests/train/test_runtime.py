@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medplan.errors import UsageError
-from medplan.runtime import Runtime, free_disk
+from medplan.runtime import Runtime, _left_of_shares, free_disk
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:1", "coda"])
@@ -42,6 +42,19 @@ def test_alone_everything_is_its_own_average() -> None:
 
 def test_free_disk_of_a_folder_to_come_is_that_of_its_parent(tmp_path: Path) -> None:
     assert free_disk(tmp_path / "a" / "b") == pytest.approx(free_disk(tmp_path), rel=0.05)
+
+
+def test_free_memory_is_no_more_than_what_is_left_of_the_jobs_share(tmp_path: Path) -> None:
+    job = tmp_path / "system" / "job_7" / "step_0"
+    job.mkdir(parents=True)
+    for group, most, used in ((job, "max", 5), (job.parent, "4000", 1000), (job.parents[1], "9000", 8000)):
+        (group / "memory.max").write_text(f"{most}\n")
+        (group / "memory.current").write_text(f"{used}\n")
+        (group / "memory.stat").write_text("anon 1\ninactive_file 100\nactive_file 7\n")
+    own = tmp_path / "cgroup"
+    own.write_text("1:cpu:/\n0::/system/job_7/step_0\n")
+    assert _left_of_shares(tmp_path, own) == [3100, 1100]
+    assert _left_of_shares(tmp_path, tmp_path / "none") == []
 
 
 def test_the_allocator_is_left_alone_where_the_user_has_set_it() -> None:
