@@ -1,21 +1,21 @@
 """How much a promptable model depends on its prompt: the reference's box, moved boxes, a found box, none.
 
-    python benchmarks/prompts.py --model results/Kvasir/imedsam/default -d ClinicDB [--sizes 128 384 896]
+    python benchmarks/prompts.py --model RUN [RUN ...] -d Kvasir ClinicDB [--sizes 128 384 896] [--record]
 
-For every labelled training case of the dataset (or `--cases` of them, evenly spread) each prompt is tried:
+For every labelled training case of each dataset (or `--cases` of them, evenly spread) each prompt is tried.
+Of a dataset that a model learnt from, only the validation cases of its fold are taken.
 `oracle` is the tight box of the reference, which no user has; `oracle 5 px` moves each of its sides in or out
 by up to 5 pixels of the picture; `auto` has a first look find the box; `none` prompts with the whole picture.
-`box, filled` is what the reference's box is worth by itself: all of it is predicted, without a model. A
-method that takes no prompts gives one row. ``--sizes`` also answers on square grids of other sizes, with the
-box of the reference and `auto`, for at most `--size-cases` of the cases, evenly spread; distances are then in
+`box, filled` and `box, ellipse` are what the reference's box is worth by itself: all of it is predicted, or
+the ellipse in it, without a model. A method that takes no prompts gives one row. ``--sizes`` also answers on
+square grids of other sizes, for at most `--size-cases` of the cases, evenly spread; distances are then in
 percent of the diagonal.
 
 Dice and HD95 are means over cases; HD95 leaves cases out where either mask is empty, which `empty` counts.
-Seconds are of the processor.
+Seconds are of the processor. ``--record`` writes ``results/prompts.json``.
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from measurement import write_record
 
 from medplan.data.dataset import RawCase, open_dataset
 from medplan.data.images import read_image, read_label
@@ -32,14 +33,14 @@ from medplan.predict.model import Model, Options
 from medplan.workspace import Workspace
 
 JITTERS = (5, 10, 20)
-FILLED = "box, filled"
+FILLED, ELLIPSE = "box, filled", "box, ellipse"
 Boxes = dict[str, npt.NDArray[np.float64]] | None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", type=Path, required=True, help="run folder or exported zip")
-    parser.add_argument("-d", "--dataset", required=True, help="raw dataset with labels")
+    parser.add_argument("--model", type=Path, required=True, nargs="+", help="run folders or exported zips")
+    parser.add_argument("-d", "--dataset", required=True, nargs="+", help="raw datasets with labels")
     parser.add_argument("--checkpoint", choices=["best", "last"], default="best")
     parser.add_argument("--cases", type=int, help="only so many of them")
     parser.add_argument(
@@ -48,21 +49,37 @@ def main() -> None:
     parser.add_argument("--size-cases", type=int, default=10, help="so many of them at other sizes")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--workspace", type=Path)
-    parser.add_argument("-o", "--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--record", action="store_true", help="write results/prompts.json")
     arguments = parser.parse_args()
-    dataset = open_dataset(Workspace.open(arguments.workspace).raw_folder(arguments.dataset))
+    recorded: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for path in arguments.model:
+        model = Model.load(path, checkpoint=arguments.checkpoint, device=arguments.device)
+        for name in arguments.dataset:
+            cases = chosen(model, Workspace.open(arguments.workspace).raw_folder(name))
+            if arguments.cases is not None:
+                cases = spread(cases, arguments.cases)
+            few = {case.id for case in spread(cases, arguments.size_cases)}
+            sizes = {case.id: arguments.sizes if case.id in few else [] for case in cases}
+            figures = measure(model, cases, sizes)
+            print(f"\n{model.plan.method} on {len(cases)} cases of {name}")
+            print(f"{'prompt':<18} {'Dice':>7} {'HD95':>8} {'empty':>6} {'s/case':>7}")
+            for prompt, found in figures.items():
+                dice, hd95, empty, seconds = (found[key] for key in ("dice", "hd95", "empty", "seconds"))
+                print(f"{prompt:<18} {dice:7.4f} {hd95:8.2f} {empty:6.0f} {seconds:7.2f}", flush=True)
+            recorded.setdefault(name, {})[model.plan.method] = figures
+    if arguments.record:
+        write_record("prompts", recorded, nnunet_python=None)
+
+
+def chosen(model: Model, folder: Path) -> list[RawCase]:
+    """Return the labelled training cases of a raw dataset, without those that the model learnt from."""
+    dataset = open_dataset(folder)
     cases = [case for case in dataset.cases if case.label is not None]
-    if arguments.cases is not None:
-        cases = spread(cases, arguments.cases)
-    model = Model.load(arguments.model, checkpoint=arguments.checkpoint, device=arguments.device)
-    few = {case.id for case in spread(cases, arguments.size_cases)}
-    figures = measure(model, cases, {case.id: arguments.sizes if case.id in few else [] for case in cases})
-    print(f"{'prompt':<18} {'Dice':>7} {'HD95':>8} {'empty':>6} {'s/case':>7}")
-    for name, found in figures.items():
-        dice, hd95, empty, seconds = (found[key] for key in ("dice", "hd95", "empty", "seconds"))
-        print(f"{name:<18} {dice:7.4f} {hd95:8.2f} {empty:6.0f} {seconds:7.2f}")
-    if arguments.output is not None:
-        arguments.output.write_text(json.dumps(figures, indent=1))
+    learnt = [own for own in model.plan.datasets if own.name == dataset.name]
+    if not learnt:
+        return cases
+    kept = {case for number in model.folds for case in learnt[0].folds[number].validation}
+    return [case for case in cases if case.id in kept]
 
 
 def spread(cases: Sequence[RawCase], number: int) -> list[RawCase]:
@@ -87,8 +104,8 @@ def measure(
         reference, geometry = read_label(case.label)
         for name, boxes, options in prompts(model, reference, labels, case.id, sizes[case.id]):
             start = time.process_time()
-            if name == FILLED:
-                found = filled(boxes or {}, labels, reference)
+            if name in (FILLED, ELLIPSE):
+                found = filled(boxes or {}, labels, reference, ellipse=name == ELLIPSE)
             else:
                 prepared = model.prepare(image, name=case.id, boxes=boxes, options=options)
                 found = model.predict_prepared(prepared, options=options)
@@ -121,6 +138,8 @@ def prompts(
     """Yield what to call each prompt, the boxes by class (None for none), and how to predict."""
     if not model.takes_prompts:
         yield "no prompts", None, Options()
+        for size in sizes:
+            yield f"no prompts at {size}", None, Options(output_size=(size, size))
         return
     rng = np.random.default_rng([len(case), *case.encode()])
     tight = {
@@ -128,6 +147,7 @@ def prompts(
         for name, values in zip(labels.names, labels.values, strict=True)
     }
     yield FILLED, tight, Options()
+    yield ELLIPSE, tight, Options()
     yield "oracle", tight, Options()
     for jitter in JITTERS:
         moved = {
@@ -155,13 +175,19 @@ def boxes_of(mask: npt.NDArray[np.bool_], rng: np.random.Generator, jitter: int)
 
 
 def filled(
-    boxes: Mapping[str, npt.NDArray[np.float64]], labels: LabelSpace, like: npt.NDArray[np.integer]
+    boxes: Mapping[str, npt.NDArray[np.float64]],
+    labels: LabelSpace,
+    like: npt.NDArray[np.integer],
+    *,
+    ellipse: bool,
 ) -> npt.NDArray[np.integer]:
-    """Return a label map in which every box is full of its class, later classes over earlier ones."""
+    """Return a label map in which every box, or the ellipse in it, is of its class, the last one on top."""
     found = np.zeros_like(like)
     for name, values in zip(labels.names, labels.values, strict=True):
         for z0, y0, x0, z1, y1, x1 in boxes[name].astype(int):
-            found[z0:z1, y0:y1, x0:x1] = values[0]
+            y, x = ((np.arange(n) * 2 + 1) / n - 1 for n in (y1 - y0, x1 - x0))
+            inside = (y[:, None] ** 2 + x**2 <= 1) | (not ellipse)
+            found[z0:z1, y0:y1, x0:x1][:, inside] = values[0]
     return found
 
 

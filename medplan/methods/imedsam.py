@@ -7,11 +7,10 @@ Anything (Kirillov et al. 2023, arXiv:2304.02643, Apache-2.0) is used as a packa
 | paper or released code                | here                                            |
 |---------------------------------------|-------------------------------------------------|
 | image of 384 x 384, stretched         | `grid.shape`, `patch_size`                      |
-| LoRA rank 4 on queries and values     | `config.lora_rank`, `config.gated`              |
+| LoRA rank 4 on queries and values     | `config.lora_rank`                              |
 | frequency adapter, hidden width 4     | `config.frequency_hidden`                       |
-| factor 0.5 of the frequency tokens    | `config.frequency_strength`                     |
-| Dec_c 1024, 512; Dec_f 256, 256, 128  | `config.coarse_widths`, `fine_widths`, `head_width` |
-| L frequencies up to 2^10              | `config.max_exponent`                           |
+| factor 0.5 of the frequency tokens    | `medplan.networks.implicit_sam.STRENGTH`        |
+| Dec_c 1024, 512; Dec_f 256, 256, 128  | `medplan.networks.implicit.Widths`              |
 | T passes, dropout 0.5, top-K 12.5 %   | `config.passes`, `dropout`, `share`             |
 | 0.8 Dice + 0.2 cross-entropy          | `config.dice`, `config.bce`                     |
 | coarse to fine over 5 epochs of 1000  | `config.ramp_epochs`, `config.epochs`           |
@@ -23,15 +22,19 @@ Differs, unless `compat`: see `medplan.networks.implicit` and `medplan.networks.
 normalised as SAM's were; cross-entropy counts (in the released code it is a softmax over one output, 0); a
 part of the samples is prompted with the whole image, so that the method can also work without a box; shared
 augmentation of this package; a lesion that left the frame is an empty target rather than an endless loop.
-Always: batches of any size and mixed classes, schedules by steps; without published weights nothing is
-frozen.
+Always: batches of any size and mixed classes, schedules by steps.
+
+From nothing (`config.from_nothing`, where there are no weights) it is another method under the same prompts:
+nothing is frozen; boxes are given as filled masks too, and as places of points in them; the tiny encoder
+begins with the package's U-Net, whose finer maps take part in the upscaling; every image is asked twice, with
+its box and as a whole; the learning rate warms up.
 """
 
 import math
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,14 +47,13 @@ from medplan.learning.losses import mask_loss
 from medplan.learning.schedules import WarmupThenPoly, falling
 from medplan.method import Batch, Method, Needs, Phase, Predictor, Progress, Proposal, Situation, Update
 from medplan.networks.feature_cache import FeatureCache
-from medplan.networks.implicit import CoordinateCode, ImplicitDecoder, Uncertainty, drawn_points
-from medplan.networks.implicit_sam import MAP_CHANNELS, AdaptedEncoder, ImplicitSam, as_sam_sees
+from medplan.networks.implicit import Uncertainty, drawn_points
+from medplan.networks.implicit_sam import Maps, as_sam_sees, build_imedsam
 from medplan.networks.prompted_answers import PromptedAnswers
-from medplan.networks.sam import OUTPUT_CHANNELS
 from medplan.plan.schema import Plan
 from medplan.records import decode
 from medplan.samples.augment import Augmentation
-from medplan.samples.box_prompts import prompting_boxes
+from medplan.samples.box_prompts import prompting_boxes, whole_image
 from medplan.samples.cases import Case
 from medplan.samples.prompted import Prompted, masks_of
 from medplan.samples.spatial import Spatial
@@ -59,6 +61,8 @@ from medplan.samples.spatial import Spatial
 __all__ = ["METHOD", "Config", "ImedSam"]
 
 SIDE, TINY_SIDE = 384, 192
+WARMUP = 0.05
+"""Part of a training from nothing over which the learning rate rises."""
 PUBLISHED = {
     "vit_b": "sam_vit_b_01ec64.pth", "vit_l": "sam_vit_l_0b3195.pth", "vit_h": "sam_vit_h_4b8939.pth",
 }  # fmt: skip
@@ -70,46 +74,28 @@ class Config:
 
     Attributes:
         compat: compute what the released code computes, with its slips, so that its weights can be used.
+        from_nothing: train all of it, as there are no weights; see the module. Else adapters, prompts,
+            upscaling and decoder.
         lora_rank: 0 leaves the low-rank updates out.
-        gated: they are multiplied by a gate, which the paper does not have.
         frequency_hidden: 0 leaves the frequency branch out.
-        frequency_strength: factor of its tokens.
-        coarse_widths, fine_widths, head_width, num_features: of the decoder; None is 1024-512, 256-256, 128
-            and 256, for the tiny encoder 128-64, 64-64, 32 and 32.
-        max_exponent: highest frequency of the coordinates; None is 10 in compat, else what the grid resolves.
-        dropout, passes, share: of the choice of points that are refined.
-        uncertainty: see `medplan.networks.implicit.ImplicitDecoder`.
-        points: per image that are learned from in a step, drawn anew; 0 for all; 2048 with the tiny encoder.
-        dice, bce: weights of the losses; None is 0.2 (0 in compat) for bce.
+        dropout, passes, share, uncertainty: of the choice of points that are refined; see
+            `medplan.networks.implicit.ImplicitDecoder`.
+        points: per image that are learned from in a step, drawn anew; 0 for all.
+        dice, bce: weights of the losses.
         epochs: into which the training is divided, for the two below.
         ramp_epochs: until the coarse answer no longer counts by itself.
         open_epochs: until all entries of the coordinate code are open.
         jitter: sides of training boxes are moved outwards by up to this share of the image's side.
-        frozen: train adapters, prompts and decoder only, as is done beside published weights.
-        box_as_mask: prompt with the filled box too, as a mask. What two corners mean is learnt from many more
-            images than what is inside and what is outside, so this is done where no weights know it.
         whole_share: share of the samples that are prompted with the whole image, of any class.
         adapter_lr_factor: learning rate of all but the decoder, relative.
-        warmup: part of the training over which the learning rate rises, and falls as (1 - t)^0.9 after it; 0
-            lets it fall in a line from the start.
-        normalise: ``sam`` shifts and scales pixels as for SAM, ``none`` leaves them in [0, 1]; None is none
-            in compat, else sam.
         augment: change images and labels at random. Without it, lora_rank and frequency_hidden being 0, what
             the frozen encoder says of an image is computed once and kept in memory.
-        find_margin: boxes that a first look found are widened by this share of their sides.
-        native: answer on the grid of the output rather than interpolate from the prepared one.
     """
 
     compat: bool = False
+    from_nothing: bool | None = None
     lora_rank: int = 4
-    gated: bool = True
     frequency_hidden: int = 4
-    frequency_strength: float = 0.5
-    coarse_widths: tuple[int, int] | None = None
-    fine_widths: tuple[int, int] | None = None
-    head_width: int | None = None
-    num_features: int | None = None
-    max_exponent: float | None = None
     dropout: float = 0.5
     passes: int = 2
     share: float = 0.125
@@ -121,15 +107,9 @@ class Config:
     ramp_epochs: int = 5
     open_epochs: int = 20
     jitter: float = 20 / 384
-    frozen: bool | None = None
-    box_as_mask: bool | None = None
-    warmup: float | None = None
     whole_share: float | None = None
     adapter_lr_factor: float | None = None
-    normalise: Literal["sam", "none"] | None = None
     augment: bool = True
-    find_margin: float = 0.05
-    native: bool = True
 
     def __post_init__(self) -> None:
         for name in ("dropout", "share", "whole_share", "jitter"):
@@ -138,6 +118,8 @@ class Config:
         for name, least in (("passes", 2), ("epochs", 1), ("ramp_epochs", 1), ("open_epochs", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"'{name}' should be at least {least}, found {getattr(self, name)}")
+        if self.compat and self.from_nothing:
+            raise ValueError("'compat' is for published weights, 'from_nothing' for none")
 
     def epoch(self, fraction: float) -> int:
         """Return how many of `epochs` are over at a fraction of the training."""
@@ -205,17 +187,18 @@ class ImedSam(Method):
     @classmethod
     def settle(cls, plan: Plan) -> Plan:
         """Freeze what was published, and nothing that starts at random."""
-        published, compat = plan.encoder_weights is not None, bool(plan.config.get("compat"))
+        compat, from_nothing = bool(plan.config.get("compat")), plan.config.get("from_nothing")
+        if from_nothing is None:
+            from_nothing = plan.encoder_weights is None and not compat
         chosen = {
-            "frozen": published,
-            "adapter_lr_factor": 0.05 if published else 0.5,
-            "warmup": 0.0 if published else 0.05,
-            "box_as_mask": not (published or compat),
+            "from_nothing": from_nothing,
+            "adapter_lr_factor": 0.5 if from_nothing else 0.05,
             "whole_share": 0.0 if compat else 0.25,
-            "points": 2048 if plan.encoder == "tiny" else 0,
+            "points": 1024 if plan.encoder == "tiny" else 0,
+            "bce": 0.0 if compat else 0.2,
         }
         missing = {key: value for key, value in chosen.items() if plan.config.get(key) is None}
-        why = "beside published weights" if published else "without weights all begins at random"
+        why = "without weights all begins at random" if from_nothing else "beside published weights"
         reasons = {f"config.{key}": why for key in missing}
         return replace(plan, config={**plan.config, **missing}, reasons={**plan.reasons, **reasons})
 
@@ -238,29 +221,14 @@ class ImedSam(Method):
         labels = plan.datasets[0].labels
         rows = labels.membership()[int(labels.is_exclusive) :]
         self.members = tuple(tuple(int(code) for code in np.flatnonzero(row)) for row in rows)
-        tiny = plan.encoder == "tiny"
-        encoder = AdaptedEncoder(
-            plan.encoder, height, rank=config.lora_rank, gated=config.gated, hidden=config.frequency_hidden,
-            strength=config.frequency_strength, compat=config.compat,
+        self.network = build_imedsam(
+            plan.encoder, height, len(self.members), rank=config.lora_rank, hidden=config.frequency_hidden,
+            compat=config.compat, from_nothing=bool(config.from_nothing), dropout=config.dropout,
+            passes=config.passes, share=config.share, uncertainty=config.uncertainty,
         )  # fmt: skip
-        highest = config.max_exponent
-        if highest is None:
-            highest = 10.0 if config.compat else max(0.0, math.log2(height / 4))
-        decoder = ImplicitDecoder(
-            len(self.members), MAP_CHANNELS + OUTPUT_CHANNELS,
-            code=CoordinateCode(max_exponent=highest, compat=config.compat),
-            coarse_widths=config.coarse_widths or ((128, 64) if tiny else (1024, 512)),
-            fine_widths=config.fine_widths or ((64, 64) if tiny else (256, 256)),
-            head_width=config.head_width or (32 if tiny else 128),
-            num_features=config.num_features or (32 if tiny else 256),
-            dropout=config.dropout, passes=config.passes, share=config.share,
-            uncertainty=config.uncertainty,
-        )  # fmt: skip
-        self.network = ImplicitSam(encoder, decoder, box_as_mask=bool(config.box_as_mask))
         self.features = FeatureCache()
         self.register_buffer("openness", torch.ones(()))
         self.openness: Tensor
-        self.is_frozen = plan.encoder_weights is not None if config.frozen is None else config.frozen
 
     def load_encoder(self, weights: Mapping[str, Any]) -> None:
         """Load a published SAM file, with ``compat`` also the authors' checkpoint if named beside it."""
@@ -286,22 +254,23 @@ class ImedSam(Method):
             batch_size=training.batch_size,
             sample=Prompted(patch_size, self.members, self.config.whole_share or 0.0, spatial),
             augment=augment if self.config.augment else None,
-            schedule=WarmupThenPoly(self.config.warmup) if self.config.warmup else falling,
+            schedule=WarmupThenPoly(WARMUP) if self.config.from_nothing else falling,
         )
         return (train,)
 
     def optimizers(self, phase: str) -> dict[str, Optimizer]:
-        training, decoder = self.plan.training, list(self.network.decoder.parameters())
-        if self.is_frozen:
-            moved = [p for group in self.network.adapter_groups().values() for p in group]
+        training, config, network = self.plan.training, self.config, self.network
+        decoder = list(network.decoder.parameters())
+        if config.from_nothing:
+            moved = network.used_parameters()
         else:
-            moved = self.network.used_parameters()
-        ids, lr = (
-            {id(parameter) for parameter in decoder},
-            training.lr * (self.config.adapter_lr_factor or 1.0),
-        )
+            moved = [parameter for group in network.adapter_groups().values() for parameter in group]
+        ids = {id(parameter) for parameter in decoder}
         others = [parameter for parameter in moved if id(parameter) not in ids]
-        groups: list[dict[str, Any]] = [{"params": decoder}, {"params": others, "lr": lr}]
+        groups: list[dict[str, Any]] = [
+            {"params": decoder},
+            {"params": others, "lr": training.lr * (config.adapter_lr_factor or 1.0)},
+        ]
         return {"main": AdamW(groups, lr=training.lr, weight_decay=training.weight_decay)}
 
     def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
@@ -315,29 +284,29 @@ class ImedSam(Method):
         self, batch: Batch, classes: list[int], update: Update, at: Progress, keys: Sequence[Hashable] = ()
     ) -> dict[str, Tensor]:
         config, shape = self.config, (self.plan.patch_size[1], self.plan.patch_size[2])
-        codes_BYX = batch["label"][:, 0]
+        codes_BYX, depth_B = batch["label"][:, 0], batch["depth"]
         target_BYX = masks_of(codes_BYX, self.members, classes)
         box_B4 = prompting_boxes(target_BYX, batch["jitter"], batch["whole"] > 0, reach=config.jitter)
         openness = config.openness(at.fraction)
         self.openness.fill_(openness)
-        embedding = self._embed(batch["image"][:, :, 0], keys)
-        index_P = drawn_points(shape, config.points or 0, embedding.device)
-        coarse_BP, fine_BP = self.network.decoder(
-            self.network.upscaled(embedding, box_B4),
-            self.network.positional(),
-            shape,
-            classes,
-            index_P=index_P,
-            depth_B=batch["depth"],
-            openness=openness,
-        )
+        maps = self._embed(batch["image"][:, :, 0], keys)
+        index_P = drawn_points(shape, config.points or 0, depth_B.device)
         target_BP, valid_BP = target_BYX.flatten(1), (codes_BYX != IGNORE).flatten(1)
         if index_P is not None:
             target_BP, valid_BP = target_BP[:, index_P], valid_BP[:, index_P]
-        bce = (0.0 if config.compat else 0.2) if config.bce is None else config.bce
+        if config.from_nothing:
+            box_B4 = torch.cat([box_B4, whole_image(shape, like=box_B4).expand_as(box_B4)])
+            maps = tuple(torch.cat([each, each]) for each in maps)
+            depth_B, classes = torch.cat([depth_B, depth_B]), classes + classes
+            target_BP, valid_BP = (torch.cat([each, each]) for each in (target_BP, valid_BP))
+        coarse_BP, fine_BP = self.network.at_points(
+            maps, box_B4, shape, classes, index_P=index_P, depth_B=depth_B, openness=openness
+        )
         weight = config.fine_weight(at.fraction)
-        fine = mask_loss(fine_BP, target_BP, valid_BP, dice=config.dice, bce=bce)
-        coarse = mask_loss(coarse_BP, target_BP, valid_BP, dice=config.dice, bce=bce)
+        fine, coarse = (
+            mask_loss(logits_BP, target_BP, valid_BP, dice=config.dice, bce=config.bce or 0.0)
+            for logits_BP in (fine_BP, coarse_BP)
+        )
         loss = fine if weight == 1 else weight * fine + (1 - weight) * coarse
         update.minimise(loss)
         return {"loss": loss.detach(), "coarse": coarse.detach(), "fine": fine.detach()}
@@ -349,9 +318,11 @@ class ImedSam(Method):
             patches: Tensor, corners: Sequence[tuple[int, int, int]], flipped: Sequence[int] = ()
         ) -> Tensor:
             shape = (patches.shape[-2], patches.shape[-1])
-            embedding = self._embed(patches[:, :, 0])
+            maps = self._embed(patches[:, :, 0])
             slices = [
-                answers.of_slice(embedding[number : number + 1], case, corner, shape, flipped)
+                answers.of_slice(
+                    tuple(each[number : number + 1] for each in maps), case, corner, shape, flipped
+                )
                 for number, corner in enumerate(corners)
             ]
             return torch.stack(slices).unsqueeze(2)
@@ -362,7 +333,7 @@ class ImedSam(Method):
         self, case: Case, support: Sequence[Case], shape: tuple[int, int, int]
     ) -> Iterator[Tensor] | None:
         fits = case.shape[0] == shape[0] and case.shape[1:] == self.plan.patch_size[1:]
-        if not (self.config.native and fits):
+        if not fits:
             return None
         return self._answers().of_slices(case, shape[1:], lambda x: self._embed(x.to(self.openness.device)))
 
@@ -374,21 +345,20 @@ class ImedSam(Method):
             is_exclusive=labels.is_exclusive,
             shape=(self.plan.patch_size[1], self.plan.patch_size[2]),
             openness=1.0 if self.config.compat else float(self.openness),
-            find_margin=self.config.find_margin,
+            keeps_first_look=bool(self.config.from_nothing),
         )
 
-    def _embed(self, image_BCYX: Tensor, keys: Sequence[Hashable] = ()) -> Tensor:
-        """Return the embeddings of images of one to three channels with values in [0, 1].
+    def _embed(self, image_BCYX: Tensor, keys: Sequence[Hashable] = ()) -> Maps:
+        """Return what the encoder says of images of one to three channels with values in [0, 1].
 
         Args:
             keys: what images that never change are known by.
         """
-        normalise = self.config.normalise or ("none" if self.config.compat else "sam")
-        seen, encoder = as_sam_sees(image_BCYX, normalised=normalise == "sam"), self.network.encoder
-        is_fixed = self.is_frozen and not encoder.added_parameters()
+        seen, encoder = as_sam_sees(image_BCYX, normalised=not self.config.compat), self.network.encoder
+        is_fixed = not (self.config.from_nothing or encoder.added_parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and not is_fixed):
-            embedding: Tensor = self.features(keys, seen, encoder) if keys and is_fixed else encoder(seen)
-        return embedding
+            maps: Maps = self.features(keys, seen, encoder) if keys and is_fixed else encoder(seen)
+        return maps
 
 
 def _variant_of(weights: str | None) -> str:

@@ -20,24 +20,27 @@ class FeatureCache:
 
     def __init__(self, limit_bytes: int = 4 * 2**30) -> None:
         self._left = limit_bytes
-        self._kept: dict[Hashable, Tensor] = {}
+        self._kept: dict[Hashable, tuple[Tensor, ...]] = {}
 
     def __call__(
-        self, keys: Sequence[Hashable], images_BCYX: Tensor, network: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """Return the features of a batch, in its order.
+        self,
+        keys: Sequence[Hashable],
+        images_BCYX: Tensor,
+        network: Callable[[Tensor], tuple[Tensor, ...]],
+    ) -> tuple[Tensor, ...]:
+        """Return the maps of a batch, in its order.
 
         Args:
             keys: what each image is known by.
         """
         found = []
         for key, image_CYX in zip(keys, images_BCYX, strict=True):
-            features = self._kept.get(key)
-            if features is None:
-                features = network(image_CYX[None])[0].detach()
-                size = features.numel() * features.element_size()
+            maps = self._kept.get(key)
+            if maps is None:
+                maps = tuple(each.detach() for each in network(image_CYX[None]))
+                size = sum(each.numel() * each.element_size() for each in maps)
                 if size <= self._left:
                     self._left -= size
-                    self._kept[key] = features.cpu()
-            found.append(features.to(images_BCYX.device))
-        return torch.stack(found)
+                    self._kept[key] = tuple(each.cpu() for each in maps)
+            found.append([each.to(images_BCYX.device) for each in maps])
+        return tuple(torch.cat(same) for same in zip(*found, strict=True))

@@ -29,11 +29,15 @@ from torch import Tensor, nn
 
 from medplan.errors import MethodError
 
-__all__ = ["CoordinateCode", "ImplicitDecoder", "Uncertainty", "drawn_points", "num_open", "pixel_positions"]
+__all__ = [
+    "CoordinateCode", "ImplicitDecoder", "Uncertainty", "Widths", "drawn_points", "num_open",
+    "pixel_positions", "place_in_box",
+]  # fmt: skip
 
 Uncertainty = Literal["mc", "margin"]
 
 NUM_ENTRIES = 63
+BOX_ENTRIES = 3
 CHUNK_POINTS = {"cpu": 8_192}
 """Points that pass through the networks at once in prediction, by device: on a CPU 0.1 GB at the published
 widths, which its allocator and caches take better than more; elsewhere `MANY_POINTS`, eight times that."""
@@ -70,6 +74,37 @@ def drawn_points(shape: tuple[int, int], number: int, device: torch.device) -> T
     """
     there = math.prod(shape)
     return torch.randperm(there, device=device)[:number] if 0 < number < there else None
+
+
+def place_in_box(position_P2: Tensor, box_B4: Tensor) -> Tensor:
+    """Return (B, P, 3): where each point lies in the box of each image.
+
+    Row and column are -1 and 1 on the sides of the box, and at most 2 away from its middle; the third entry,
+    at most 4, is 1 on the ellipse that touches the sides.
+
+    Args:
+        box_B4: x0, y0, x1, y1, the image reaching from -1 to 1.
+    """
+    lower_B12, upper_B12 = box_B4[:, None, [1, 0]], box_B4[:, None, [3, 2]]
+    place_BP2 = (2 * position_P2 - lower_B12 - upper_B12) / (upper_B12 - lower_B12)
+    radius_BP1 = place_BP2.square().sum(-1, keepdim=True)
+    return torch.cat([place_BP2.clamp(-2, 2), radius_BP1.clamp_max(4)], dim=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Widths:
+    """Of the decoder's layers; the defaults are the paper's.
+
+    Attributes:
+        coarse, fine: of the networks' layers.
+        head: of the last layer before each answer.
+        features: what the coarse network hands to the fine one, beside its logit.
+    """
+
+    coarse: tuple[int, int] = (1024, 512)
+    fine: tuple[int, int] = (256, 256)
+    head: int = 128
+    features: int = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +156,8 @@ class ImplicitDecoder(nn.Module):
         num_classes: heads; every answer is about one of them.
         in_features: channels of the image's map and of the positional map together.
         code: makes the coordinates' part of the input.
-        coarse_widths, fine_widths, head_width: of the layers.
-        num_features: what the coarse network hands to the fine one, beside its logit.
+        widths: of the layers.
+        knows_box: say of each point where it lies in the box. The paper leaves this to the maps.
         dropout: of these features in training; and what `mc` uncertainty drops.
         share: of each image's points that are refined, in [0, 1].
         uncertainty: ``mc`` refines where outputs vary most over `passes` random choices of dropped channels
@@ -135,10 +170,8 @@ class ImplicitDecoder(nn.Module):
         in_features: int,
         *,
         code: CoordinateCode,
-        coarse_widths: tuple[int, int] = (1024, 512),
-        fine_widths: tuple[int, int] = (256, 256),
-        head_width: int = 128,
-        num_features: int = 256,
+        widths: Widths | None = None,
+        knows_box: bool = False,
         dropout: float = 0.5,
         passes: int = 2,
         share: float = 0.125,
@@ -146,15 +179,16 @@ class ImplicitDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.code, self.dropout, self.passes = code, dropout, passes
-        self.share, self.uncertainty = share, uncertainty
-        inputs = in_features + NUM_ENTRIES
-        self.coarse = nn.Sequential(*_layer(inputs, coarse_widths[0]), *_layer(*coarse_widths))
-        self.fine = nn.Sequential(*_layer(inputs + num_features, fine_widths[0]), *_layer(*fine_widths))
+        self.share, self.uncertainty, self.knows_box = share, uncertainty, knows_box
+        widths = widths or Widths()
+        inputs = in_features + NUM_ENTRIES + BOX_ENTRIES * knows_box
+        self.coarse = nn.Sequential(*_layer(inputs, widths.coarse[0]), *_layer(*widths.coarse))
+        self.fine = nn.Sequential(*_layer(inputs + widths.features, widths.fine[0]), *_layer(*widths.fine))
         self.coarse_heads = nn.ModuleList(
-            nn.Linear(coarse_widths[1], 1 + num_features) for _ in range(num_classes)
+            nn.Linear(widths.coarse[1], 1 + widths.features) for _ in range(num_classes)
         )
         self.fine_heads = nn.ModuleList(
-            nn.Sequential(*_layer(fine_widths[1], head_width), nn.Linear(head_width, 1))
+            nn.Sequential(*_layer(widths.fine[1], widths.head), nn.Linear(widths.head, 1))
             for _ in range(num_classes)
         )
 
@@ -166,6 +200,7 @@ class ImplicitDecoder(nn.Module):
         classes: Sequence[int],
         *,
         index_P: Tensor | None = None,
+        box_B4: Tensor | None = None,
         depth_B: Tensor | None = None,
         openness: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
@@ -177,13 +212,14 @@ class ImplicitDecoder(nn.Module):
             shape: of the grid that is asked about.
             classes: of each image.
             index_P: flattened indices of points of the grid; None for all.
+            box_B4: see `place_in_box`; None is the whole image.
             depth_B: see `CoordinateCode`.
             openness: see `num_open`.
 
         Returns: coarse_BP and fine_BP, logits; where nothing was refined they are equal.
         """
         index_P = torch.arange(math.prod(shape), device=map_BCYX.device) if index_P is None else index_P
-        input_BPF = self.features(map_BCYX, positional_CYX, shape, index_P, depth_B, openness)
+        input_BPF = self.features(map_BCYX, positional_CYX, shape, index_P, box_B4, depth_B, openness)
         output_BPF = self.coarse_output(input_BPF, classes)
         if self.code.compat:
             return self._released(input_BPF, output_BPF, classes)
@@ -203,6 +239,7 @@ class ImplicitDecoder(nn.Module):
         shape: tuple[int, int],
         of_class: int,
         *,
+        box_4: Tensor | None = None,
         depth: float = 0.0,
         openness: float = 1.0,
         chunk_points: int | None = None,
@@ -214,12 +251,13 @@ class ImplicitDecoder(nn.Module):
         number, device = math.prod(shape), map_1CYX.device
         chunk_points = chunk_points or CHUNK_POINTS.get(device.type, MANY_POINTS)
         depth_B = torch.tensor([depth], device=device)
+        box_B4 = None if box_4 is None else box_4[None]
         kind = map_1CYX.dtype if map_1CYX.dtype == torch.float64 else torch.float32
         logits_P = torch.empty(number, device=device, dtype=kind)
         doubt_P = torch.empty(number, device=device, dtype=torch.float32)
 
         def coarse(index_P: Tensor) -> tuple[Tensor, Tensor]:
-            input_1PF = self.features(map_1CYX, positional_CYX, shape, index_P, depth_B, openness)
+            input_1PF = self.features(map_1CYX, positional_CYX, shape, index_P, box_B4, depth_B, openness)
             return input_1PF, self.coarse_output(input_1PF, [of_class])
 
         for index_P in torch.split(torch.arange(number, device=device), chunk_points):
@@ -241,10 +279,13 @@ class ImplicitDecoder(nn.Module):
         positional_CYX: Tensor,
         shape: tuple[int, int],
         index_P: Tensor,
+        box_B4: Tensor | None = None,
         depth_B: Tensor | None = None,
         openness: float = 1.0,
     ) -> Tensor:
-        """Return input_BPF: both maps, interpolated bilinearly at the points, and their coordinate code."""
+        """Return input_BPF: both maps, interpolated bilinearly at the points, and their coordinate code;
+        after these the place in the box, if that is known.
+        """
         centres_P2 = pixel_positions(shape, index_P)
         grid_1P12 = centres_P2.flip(-1)[None, :, None].to(map_BCYX.dtype)
         code_compat = self.code.compat
@@ -258,6 +299,11 @@ class ImplicitDecoder(nn.Module):
             _sample(positional_CYX[None].to(map_BCYX.dtype), grid_1P12).expand(len(map_BCYX), -1, -1),
             code.to(map_BCYX.dtype).expand(len(map_BCYX), -1, -1),
         ]
+        if self.knows_box:
+            if box_B4 is None:
+                box_B4 = torch.tensor([[-1.0, -1.0, 1.0, 1.0]], device=map_BCYX.device)
+            place_BP3 = place_in_box(centres_P2, box_B4).to(map_BCYX.dtype)
+            parts.append(place_BP3.expand(len(map_BCYX), -1, -1))
         return torch.cat(parts, dim=-1)
 
     def coarse_output(self, input_BPF: Tensor, classes: Sequence[int]) -> Tensor:

@@ -7,8 +7,8 @@ licence; read, not copied).
 Shapes: B images, C channels, Y X pixels, D width of the tokens, h w = Y / 16, X / 16.
 """
 
-import re
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -17,22 +17,33 @@ from torch import Tensor, nn
 
 from medplan.checkpoint import restore
 from medplan.errors import CheckpointError, MethodError
+from medplan.networks.blocks import initialise
 from medplan.networks.frequency_adapter import FrequencyAdapter, spectrum
-from medplan.networks.implicit import ImplicitDecoder
+from medplan.networks.implicit import CoordinateCode, ImplicitDecoder, Uncertainty, Widths
 from medplan.networks.lora import adapt_attention
+from medplan.networks.released_imedsam import is_released, released_state
 from medplan.networks.sam import (
     OUTPUT_CHANNELS,
     SAM_VARIANTS,
     TOKEN_PIXELS,
+    ConvolutionalStem,
     build_sam_image_encoder,
     load_sam_image_encoder,
+    pyramid,
 )
+from medplan.networks.unet import UNetDecoder
 from medplan.samples.box_prompts import coverage
 
-__all__ = ["AdaptedEncoder", "ImplicitSam", "as_sam_sees", "is_released", "released_state"]
+__all__ = ["SMALL", "AdaptedEncoder", "ImplicitSam", "Maps", "as_sam_sees", "build_imedsam"]
 
+STRENGTH = 0.5
+"""Factor of the frequency tokens where they are added to the image's."""
 MAP_CHANNELS = OUTPUT_CHANNELS // 8
 """Channels of the upscaled map that SAM's mask decoder multiplies with its mask tokens."""
+SMALL = Widths(coarse=(128, 64), fine=(64, 64), head=32, features=32)
+"""Of the decoder behind the tiny encoder."""
+Maps = tuple[Tensor, ...]
+"""What an encoder says of images: their embedding (B, 256, h, w), then finer maps if it has any."""
 _PROMPTED = ("prompt_encoder.", "mask_decoder.")
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -64,9 +75,7 @@ class AdaptedEncoder(nn.Module):
         variant: of SAM.
         image_size: pixels per side, a multiple of 16.
         rank: of the updates; 0 leaves them out.
-        gated: see `LowRankAttention`.
         hidden: width inside the frequency adapters; 0 leaves the frequency branch out.
-        strength: factor of the frequency tokens where they are added to the image's.
         compat: see `spectrum`.
     """
 
@@ -76,22 +85,25 @@ class AdaptedEncoder(nn.Module):
         image_size: int,
         *,
         rank: int = 4,
-        gated: bool = True,
         hidden: int = 4,
-        strength: float = 0.5,
         compat: bool = False,
     ) -> None:
         super().__init__()
-        self.variant, self.image_size, self.strength, self.compat = variant, image_size, strength, compat
+        self.variant, self.image_size, self.compat = variant, image_size, compat
         self.vit = build_sam_image_encoder(variant, image_size)
-        self.attention = adapt_attention(self.vit, rank, gated=gated) if rank else []
+        self.attention = adapt_attention(self.vit, rank) if rank else []
         width, depth = SAM_VARIANTS[variant].width, SAM_VARIANTS[variant].depth
         self.frequency = nn.ModuleList(FrequencyAdapter(width, hidden) for _ in range(depth if hidden else 0))
 
-    def forward(self, image_B3YX: Tensor) -> Tensor:
-        """Return embedding_BChw."""
+    def forward(self, image_B3YX: Tensor) -> Maps:
+        """Return embedding_BChw, and the maps of stride 2, 4 and 8 where the encoder has such."""
         vit = cast(Any, self.vit)
-        tokens_BhwD = vit.patch_embed(image_B3YX) + vit.pos_embed
+        finer: list[Tensor] = []
+        if isinstance(vit.patch_embed, ConvolutionalStem):
+            *finer, coarsest_BDhw = vit.patch_embed.maps(image_B3YX)
+            tokens_BhwD = vit.patch_embed.tokens(coarsest_BDhw) + vit.pos_embed
+        else:
+            tokens_BhwD = vit.patch_embed(image_B3YX) + vit.pos_embed
         waves_BhwD = None
         if len(self.frequency):
             picture = spectrum(image_B3YX, compat=self.compat).to(image_B3YX.dtype)
@@ -102,9 +114,8 @@ class AdaptedEncoder(nn.Module):
                 tokens_BhwD = block(tokens_BhwD)
             if waves_BhwD is not None:
                 waves_BhwD = self.frequency[number](waves_BhwD)
-                tokens_BhwD = tokens_BhwD + self.strength * waves_BhwD
-        embedding: Tensor = vit.neck(tokens_BhwD.permute(0, 3, 1, 2))
-        return embedding
+                tokens_BhwD = tokens_BhwD + STRENGTH * waves_BhwD
+        return (vit.neck(tokens_BhwD.permute(0, 3, 1, 2)), *finer)
 
     def added_parameters(self) -> list[nn.Parameter]:
         """Return what is to be trained beside frozen published weights."""
@@ -127,12 +138,16 @@ class ImplicitSam(nn.Module):
     Args:
         encoder: of the images.
         decoder: answers at points; takes `MAP_CHANNELS` + 256 channels.
-        box_as_mask: also give SAM the filled box as a prompt of its other kind, a mask. What two corners mean
-            has to be learnt from far more images than what is inside and what is outside.
+        from_nothing: help a network that no weights begin from. What two corners mean has to be learnt from
+            far more images than what is inside and outside, so the box is also given as SAM's other kind of
+            prompt, a filled mask; and if the encoder has finer maps, they take part in the upscaling.
+
+    Source of the finer maps: SAM 2 (Ravi et al. 2024, arXiv:2408.00714), section 4.  Differs: they are mixed
+    as in a U-Net, down to stride 2, rather than added at strides 8 and 4.
     """
 
     def __init__(
-        self, encoder: AdaptedEncoder, decoder: ImplicitDecoder, *, box_as_mask: bool = False
+        self, encoder: AdaptedEncoder, decoder: ImplicitDecoder, *, from_nothing: bool = False
     ) -> None:
         super().__init__()
         from segment_anything.modeling.mask_decoder import MaskDecoder
@@ -141,7 +156,7 @@ class ImplicitSam(nn.Module):
 
         side = encoder.image_size
         tokens = side // TOKEN_PIXELS
-        self.encoder, self.decoder, self.box_as_mask = encoder, decoder, box_as_mask
+        self.encoder, self.decoder, self.from_nothing = encoder, decoder, from_nothing
         self.prompt_encoder = PromptEncoder(
             embed_dim=OUTPUT_CHANNELS,
             image_embedding_size=(tokens, tokens),
@@ -152,6 +167,11 @@ class ImplicitSam(nn.Module):
             transformer_dim=OUTPUT_CHANNELS,
             transformer=TwoWayTransformer(depth=2, embedding_dim=OUTPUT_CHANNELS, mlp_dim=2048, num_heads=8),
         )
+        self.upscaling: UNetDecoder | None = None
+        if from_nothing and isinstance(encoder.vit.patch_embed, ConvolutionalStem):
+            shape = pyramid((*ConvolutionalStem.features, OUTPUT_CHANNELS))
+            self.upscaling = UNetDecoder(shape, MAP_CHANNELS, 2)
+            initialise(self.upscaling)
 
     def positional(self) -> Tensor:
         """Return the positional code of the token grid (256, h, w)."""
@@ -159,13 +179,16 @@ class ImplicitSam(nn.Module):
             code: Tensor = self.prompt_encoder.get_dense_pe()[0]
         return code
 
-    def upscaled(self, embedding_BChw: Tensor, box_B4: Tensor) -> Tensor:
-        """Let the images' embeddings and the boxes look at each other; return map_B(32)(4h)(4w).
+    def upscaled(self, maps: Maps, box_B4: Tensor) -> Tensor:
+        """Let the images' embeddings and the boxes look at each other.
 
         Args:
+            maps: from the encoder.
             box_B4: x0, y0, x1, y1 in pixels of the encoder's image; the box [0, 0, 1, 1] holds one pixel.
+
+        Returns: map_B(32)(4h)(4w), or map_B(32)(8h)(8w) if finer maps take part.
         """
-        decoder = self.mask_decoder
+        decoder, (embedding_BChw, *finer) = self.mask_decoder, maps
         # Corner codes turn by hundreds of radians across the image: half precision would scatter them.
         with self._in_full_precision():
             # SAM names the first and the last pixel inside.
@@ -182,11 +205,53 @@ class ImplicitSam(nn.Module):
             positional_1Chw.to(kind).expand(len(box_B4), -1, -1, -1),
             tokens_BNC,
         )
-        map_BChw: Tensor = decoder.output_upscaling(image_BPC.transpose(1, 2).reshape(embedding_BChw.shape))
-        return map_BChw
+        image_BChw = image_BPC.transpose(1, 2).reshape(embedding_BChw.shape)
+        map_BCYX: Tensor
+        if self.upscaling is None:
+            map_BCYX = decoder.output_upscaling(image_BChw)
+        else:
+            map_BCYX = self.upscaling([*finer, image_BChw])
+        return map_BCYX
+
+    def at_points(
+        self,
+        maps: Maps,
+        box_B4: Tensor,
+        shape: tuple[int, int],
+        classes: Sequence[int],
+        *,
+        index_P: Tensor | None = None,
+        depth_B: Tensor | None = None,
+        openness: float = 1.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Return coarse_BP and fine_BP, logits of one class and one box per image; see `ImplicitDecoder`."""
+        answer: tuple[Tensor, Tensor] = self.decoder(
+            self.upscaled(maps, box_B4), self.positional(), shape, classes,
+            index_P=index_P, box_B4=self._in_units(box_B4), depth_B=depth_B, openness=openness,
+        )  # fmt: skip
+        return answer
+
+    def answer(
+        self,
+        maps: Maps,
+        box_4: Tensor,
+        shape: tuple[int, int],
+        of_class: int,
+        *,
+        depth: float = 0.0,
+        openness: float = 1.0,
+    ) -> Tensor:
+        """Return logits of one image on a whole grid of any size, float32; see `ImplicitDecoder.answer`."""
+        return self.decoder.answer(
+            self.upscaled(maps, box_4[None]), self.positional(), shape, of_class,
+            box_4=self._in_units(box_4), depth=depth, openness=openness,
+        )  # fmt: skip
+
+    def _in_units(self, box_B4: Tensor) -> Tensor:
+        return 2 * box_B4 / self.encoder.image_size - 1
 
     def _masks(self, box_B4: Tensor) -> Tensor | None:
-        if not self.box_as_mask:
+        if not self.from_nothing:
             return None
         side = self.encoder.image_size
         return coverage(box_B4, self.prompt_encoder.mask_input_size, (side, side))[:, None]
@@ -212,9 +277,10 @@ class ImplicitSam(nn.Module):
             "mask_decoder.output_hypernetworks_mlps.", "mask_decoder.iou_prediction_head.",
             "mask_decoder.transformer.final_attn_token_to_image.",
             "mask_decoder.transformer.norm_final_attn.",
-            "prompt_encoder.no_mask_embed." if self.box_as_mask else "prompt_encoder.mask_downscaling.",
+            "prompt_encoder.no_mask_embed." if self.from_nothing else "prompt_encoder.mask_downscaling.",
             "prompt_encoder.not_a_point_embed.",
             "prompt_encoder.point_embeddings.0.", "prompt_encoder.point_embeddings.1.",
+            *(() if self.upscaling is None else ("mask_decoder.output_upscaling.",)),
         )  # fmt: skip
         return [parameter for name, parameter in self.named_parameters() if not name.startswith(idle)]
 
@@ -270,43 +336,39 @@ class ImplicitSam(nn.Module):
         return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
-def is_released(weights: Mapping[str, object]) -> bool:
-    """Return whether this holds the adapters in the naming of the authors' checkpoints."""
-    return "w_a_000" in weights
-
-
-def released_state(weights: Mapping[str, Tensor], *, where: str = "the file") -> dict[str, Tensor]:
-    """Translate the authors' tensor names into those of `ImplicitSam`.
-
-    Names of SAM's image encoder, which may lie in the same file, are left out.
-    Raises: CheckpointError for a name that is not known.
-    """
-    renamed: dict[str, Tensor] = {}
-    for name, value in weights.items():
-        if name.startswith("image_encoder.") and ".freq_" not in name:
-            continue
-        renamed[_rename(name, where)] = value
-    return renamed
-
-
-def _rename(name: str, where: str) -> str:
-    if found := re.fullmatch(r"w_(a|b|g)_(\d{3})", name):
-        number = int(found[2])
-        if found[1] == "g":
-            return f"encoder.vit.blocks.{number}.attn.qkv.gate.weight"
-        target, way = ("query", "value")[number % 2], {"a": "down", "b": "up"}[found[1]]
-        return f"encoder.vit.blocks.{number // 2}.attn.qkv.{target}_{way}.weight"
-    if found := re.fullmatch(r"image_encoder\.blocks\.(\d+)\.freq_(adapter|norm)\.(.+)", name):
-        part = found[3].replace("D_fc1", "down").replace("D_fc2", "up")
-        return f"encoder.frequency.{found[1]}.{'norm.' if found[2] == 'norm' else ''}{part}"
-    if found := re.fullmatch(r"mask_decoder\.seg_field\.seg_net\.([0-3])\.(.+)", name):
-        return f"decoder.{('coarse', 'fine', 'coarse_heads', 'fine_heads')[int(found[1])]}." + (
-            re.sub(r"^(\d+)\.0\.", r"\1.", found[2]) if found[1] == "2" else found[2]
-        )
-    if name.startswith(_PROMPTED):
-        return name
-    raise CheckpointError(f"{where}: '{name}' is not a tensor of I-MedSAM's released checkpoints.")
-
-
 def _is_added(name: str) -> bool:
     return any(part in name for part in (".qkv.gate.", ".qkv.query_", ".qkv.value_"))
+
+
+def build_imedsam(
+    variant: str,
+    image_size: int,
+    num_classes: int,
+    *,
+    rank: int = 4,
+    hidden: int = 4,
+    compat: bool = False,
+    from_nothing: bool = False,
+    dropout: float = 0.5,
+    passes: int = 2,
+    share: float = 0.125,
+    uncertainty: Uncertainty = "mc",
+) -> ImplicitSam:
+    """Return the whole network; see `AdaptedEncoder`, `ImplicitDecoder` and `ImplicitSam`.
+
+    The highest frequency of the coordinates is what the grid resolves, 10 in `compat`; the tiny encoder has a
+    small decoder.
+    """
+    encoder = AdaptedEncoder(variant, image_size, rank=rank, hidden=hidden, compat=compat)
+    decoder = ImplicitDecoder(
+        num_classes,
+        MAP_CHANNELS + OUTPUT_CHANNELS,
+        code=CoordinateCode(max_exponent=10.0 if compat else math.log2(image_size / 4), compat=compat),
+        widths=SMALL if variant == "tiny" else None,
+        knows_box=from_nothing,
+        dropout=dropout,
+        passes=passes,
+        share=share,
+        uncertainty=uncertainty,
+    )
+    return ImplicitSam(encoder, decoder, from_nothing=from_nothing)

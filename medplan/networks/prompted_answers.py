@@ -4,15 +4,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from medplan.networks.implicit_sam import ImplicitSam
+from medplan.networks.implicit_sam import ImplicitSam, Maps
 from medplan.samples.box_prompts import boxes_of_components, in_slice, whole_image, widened
 from medplan.samples.cases import Case
 from medplan.samples.prompted import depth_of
 
 __all__ = ["NOTHING", "PromptedAnswers"]
 
+FOUND_MARGIN = 0.05
+"""Boxes that a first look found are widened by this share of their sides."""
 NOTHING = -20.0
 """Logit where the boxes that were given leave a slice out."""
 
@@ -32,7 +35,8 @@ class PromptedAnswers:
             than 1/2.
         shape: height and width of the images that it sees.
         openness: of its coordinate code.
-        find_margin: boxes that were found are widened by this share of their sides.
+        keeps_first_look: answer with the mean of the first look's logits and those of the boxes that it
+            found, so that poor boxes cannot spoil them.
     """
 
     network: ImplicitSam
@@ -40,10 +44,10 @@ class PromptedAnswers:
     is_exclusive: bool
     shape: tuple[int, int]
     openness: float = 1.0
-    find_margin: float = 0.05
+    keeps_first_look: bool = False
 
     def of_slices(
-        self, case: Case, shape: tuple[int, int], embed: Callable[[Tensor], Tensor]
+        self, case: Case, shape: tuple[int, int], embed: Callable[[Tensor], Maps]
     ) -> Iterator[Tensor]:
         """Yield logits (K, 1, *shape) slice by slice of a case whose slices are whole images.
 
@@ -56,7 +60,7 @@ class PromptedAnswers:
 
     def of_slice(
         self,
-        embedding_1Chw: Tensor,
+        maps: Maps,
         case: Case,
         corner: tuple[int, int, int],
         shape: tuple[int, int],
@@ -65,21 +69,20 @@ class PromptedAnswers:
         """Return logits (K, *shape) of one slice, on a grid of any shape over it.
 
         Args:
-            embedding_1Chw: of the slice.
+            maps: of the slice, a batch of one.
             corner: of the slice in its case (z, y, x).
             flipped: axes (1 y, 2 x) along which the slice is mirrored.
         """
         depth = depth_of(min(max(corner[0], 0), case.shape[0] - 1), case.shape[0])
         first = int(self.is_exclusive)
-        field_KYX = torch.full((first + len(self.names), *shape), NOTHING, device=embedding_1Chw.device)
-        field_KYX[:first] = 0
+        field_KYX = torch.zeros((first + len(self.names), *shape), device=maps[0].device)
         for number, field_YX in enumerate(field_KYX[first:]):
-            box_N4 = self.given(case, number, corner, flipped, like=embedding_1Chw)
+            box_N4 = self.given(case, number, corner, flipped, like=maps[0])
             if box_N4 is None:
-                box_N4 = self.found(embedding_1Chw, number, depth, case.prompts.get("mode", "auto"))
-            for box_4 in box_N4:
-                answer_YX = self.answer(embedding_1Chw, box_4, number, shape, depth)
-                torch.maximum(field_YX, answer_YX.float(), out=field_YX)
+                mode = case.prompts.get("mode", "auto")
+                field_YX.copy_(self.unprompted(maps, number, shape, depth, mode))
+            else:
+                field_YX.copy_(self.united(maps, box_N4, number, shape, depth))
         return field_KYX
 
     def given(
@@ -103,23 +106,31 @@ class PromptedAnswers:
                 box_N4[:, [first, first + 2]] = length - box_N4[:, [first + 2, first]]
         return torch.from_numpy(box_N4).to(like.device)
 
-    def found(self, embedding_1Chw: Tensor, number: int, depth: float, mode: str) -> Tensor:
-        """Return the boxes (N, 4) to prompt with where none are given; the whole image if none is found."""
-        whole_4 = whole_image(self.shape, like=embedding_1Chw)
+    def unprompted(self, maps: Maps, number: int, shape: tuple[int, int], depth: float, mode: str) -> Tensor:
+        """Return logits of one class on a grid of any shape where no boxes are given."""
+        whole_4 = whole_image(self.shape, like=maps[0])
         if mode == "none":
-            return whole_4[None]
-        first = self.answer(embedding_1Chw, whole_4, number, self.shape, depth)
-        box_N4 = torch.from_numpy(boxes_of_components((first > 0).cpu().numpy())).to(whole_4)
+            return self.answer(maps, whole_4, number, shape, depth)
+        first_YX = self.answer(maps, whole_4, number, self.shape, depth)
+        box_N4 = torch.from_numpy(boxes_of_components((first_YX > 0).cpu().numpy())).to(whole_4)
         if len(box_N4) == 0:
-            return whole_4[None]
+            return self.answer(maps, whole_4, number, shape, depth)
         sides_N4 = (box_N4[:, 2:] - box_N4[:, :2]).repeat(1, 2)
-        return widened(box_N4, self.find_margin * sides_N4, self.shape)
+        box_N4 = widened(box_N4, FOUND_MARGIN * sides_N4, self.shape)
+        field_YX = self.united(maps, box_N4, number, shape, depth)
+        if self.keeps_first_look:
+            field_YX += F.interpolate(first_YX[None, None], shape, mode="bilinear")[0, 0]
+            field_YX /= 2
+        return field_YX
 
-    def answer(
-        self, embedding_1Chw: Tensor, box_4: Tensor, number: int, shape: tuple[int, int], depth: float
-    ) -> Tensor:
+    def united(self, maps: Maps, box_N4: Tensor, number: int, shape: tuple[int, int], depth: float) -> Tensor:
+        """Return the largest logits of one class over boxes (N, 4), `NOTHING` where there are none."""
+        field_YX = torch.full(shape, NOTHING, device=maps[0].device)
+        for box_4 in box_N4:
+            torch.maximum(field_YX, self.answer(maps, box_4, number, shape, depth), out=field_YX)
+        return field_YX
+
+    def answer(self, maps: Maps, box_4: Tensor, number: int, shape: tuple[int, int], depth: float) -> Tensor:
         """Return logits of one class, prompted with one box, on a grid of any shape."""
-        map_1CYX = self.network.upscaled(embedding_1Chw, box_4[None])
-        return self.network.decoder.answer(
-            map_1CYX, self.network.positional(), shape, number, depth=depth, openness=self.openness
-        )
+        found_YX = self.network.answer(maps, box_4, shape, number, depth=depth, openness=self.openness)
+        return found_YX.float()

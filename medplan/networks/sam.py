@@ -16,12 +16,17 @@ from torch import Tensor, nn
 
 from medplan.checkpoint import restore
 from medplan.errors import CheckpointError, MethodError, did_you_mean
+from medplan.networks.blocks import initialise
+from medplan.networks.unet import UNetEncoder
+from medplan.plan.schema import Pyramid
 
 __all__ = [
     "SAM_VARIANTS",
+    "ConvolutionalStem",
     "SamVariant",
     "build_sam_image_encoder",
     "load_sam_image_encoder",
+    "pyramid",
     "resize_position_tables",
 ]
 
@@ -95,22 +100,45 @@ def build_sam_image_encoder(variant: str, image_size: int) -> nn.Module:
 
 
 class ConvolutionalStem(nn.Module):
-    """Four convolutions of stride 2 in place of SAM's one of stride 16."""
+    """The package's U-Net encoder in place of SAM's one convolution of stride 16.
+
+    Attributes:
+        features: channels of its maps of stride 2, 4 and 8.
+    """
+
+    features = (24, 48, 96)
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        inputs = 3
-        for channels in (24, 48, 96, width):
-            layers.append(nn.Conv2d(inputs, channels, 3, stride=2, padding=1, bias=False))
-            layers += [nn.GroupNorm(8, channels), nn.GELU()]
-            inputs = channels
-        self.layers = nn.Sequential(*layers, nn.Conv2d(width, width, 1))
+        self.encoder = UNetEncoder(3, pyramid((*self.features, width)), 2)
+        self.last = nn.Conv2d(width, width, 1)
+        initialise(self)
+
+    def maps(self, image_B3YX: Tensor) -> list[Tensor]:
+        """Return the maps of stride 2, 4, 8 and 16."""
+        maps: list[Tensor] = self.encoder(image_B3YX)
+        return maps
+
+    def tokens(self, coarsest_BDhw: Tensor) -> Tensor:
+        """Return tokens_BhwD from the map of stride 16."""
+        tokens: Tensor = self.last(coarsest_BDhw)
+        return tokens.permute(0, 2, 3, 1)
 
     def forward(self, image_B3YX: Tensor) -> Tensor:
         """Return tokens_BhwD."""
-        tokens: Tensor = self.layers(image_B3YX)
-        return tokens.permute(0, 2, 3, 1)
+        return self.tokens(self.maps(image_B3YX)[-1])
+
+
+def pyramid(features: tuple[int, ...]) -> Pyramid:
+    """Return a flat pyramid of maps of stride 2, 4 and so on, with so many channels."""
+    stages = len(features)
+    return Pyramid(
+        features=features,
+        strides=((1, 2, 2),) * stages,
+        kernels=((1, 3, 3),) * stages,
+        blocks=(1,) * stages,
+        decoder_blocks=(1,) * (stages - 1),
+    )
 
 
 def load_sam_image_encoder(encoder: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:

@@ -4,10 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 CONFIG = {
-    "coarse_widths": (16, 12),
-    "fine_widths": (12, 12),
-    "head_width": 8,
-    "num_features": 6,
     "points": 0,
     "epochs": 6,
     "open_epochs": 2,

@@ -12,7 +12,7 @@ from medplan.errors import CheckpointError, MethodError
 from medplan.learning.losses import mask_loss
 from medplan.learning.schedules import WarmupThenPoly, falling
 from medplan.method import Progress, Situation
-from medplan.methods.imedsam import METHOD, Config
+from medplan.methods.imedsam import METHOD, WARMUP, Config
 from medplan.networks.prompted_answers import NOTHING
 from medplan.samples.cases import Case
 from tests.conformance.tiny import build, tiny_plan
@@ -63,6 +63,8 @@ def test_wrong_numbers_are_refused():
         Config(share=1.5)
     with pytest.raises(ValueError, match="'passes' should be at least 2"):
         Config(passes=1)
+    with pytest.raises(ValueError, match="for published weights"):
+        Config(compat=True, from_nothing=True)
 
 
 def test_loss_is_squared_dice_and_cross_entropy_counts_only_if_asked():
@@ -123,7 +125,7 @@ def test_without_boxes_a_first_look_finds_them(monkeypatch):
     seen = []
     answers = method._answers()
 
-    def answer(embedding, box, number, shape, depth):
+    def answer(maps, box, number, shape, depth):
         seen.append(box.tolist())
         field = torch.full(shape, -1.0)
         field[4:14, 6:16] = 1.0
@@ -137,6 +139,24 @@ def test_without_boxes_a_first_look_finds_them(monkeypatch):
     seen.clear()
     logits(method, case_of(mode="none"))
     assert seen == [whole, whole]
+
+
+@pytest.mark.parametrize(("from_nothing", "expected"), [(True, 1.0), (False, -2.0)])
+def test_what_a_first_look_found_weighs_as_much_as_its_boxes_where_nothing_was_published(
+    monkeypatch, from_nothing, expected
+):
+    method, _ = make(config={"from_nothing": from_nothing})
+    answers = type(method._answers())
+    whole = [0, 0, SIDE, SIDE]
+
+    def answer(self, maps, box, number, shape, depth):
+        field = torch.full(shape, -1.0)
+        field[4:14, 6:16] = 4.0 if box.tolist() == whole else -2.0
+        return field
+
+    monkeypatch.setattr(answers, "answer", answer)
+    found = logits(method, case_of())[1, 0]
+    assert (found[4:14, 6:16] == expected).all() and (found[20:] == -1).all()
 
 
 def test_answers_come_at_any_size_and_do_not_depend_on_chunks():
@@ -200,7 +220,7 @@ def test_one_to_three_channels_are_taken(channels):
         normalisations=plan.datasets[0].normalisations * channels,
     )
     method, _ = make(datasets=(dataset,))
-    assert method._embed(torch.rand(1, channels, SIDE, SIDE)).shape == (1, 256, 2, 2)
+    assert method._embed(torch.rand(1, channels, SIDE, SIDE))[0].shape == (1, 256, 2, 2)
 
 
 def test_plans_that_do_not_fit_are_refused_in_one_sentence():
@@ -248,13 +268,12 @@ def test_released_adapters_load_together_with_sam(monkeypatch):
     import medplan.methods.imedsam as module
 
     monkeypatch.setitem(module.PUBLISHED, "tiny", "sam_tiny.pth")
-    small = {"coarse_widths": (16, 12), "fine_widths": (12, 8), "head_width": 6, "num_features": 5}
     plan = tiny_plan("imedsam")
     labels = LabelSpace(names=("polyp",), values=((1,),))
     datasets = (replace(plan.datasets[0], labels=labels),)
     sam, adapters = sam_file(64), released_names(4)
     published = {**sam, "model": adapters, "optimizer": {}, "epoch": 1}
-    method, _ = make(datasets=datasets, config={"compat": True, **small})
+    method, _ = make(datasets=datasets, config={"compat": True})
     method.load_encoder(published)
     before = method.network.state_dict()
     file = {**sam, **adapters}
@@ -267,11 +286,11 @@ def test_released_adapters_load_together_with_sam(monkeypatch):
 
 def test_only_what_was_published_is_frozen():
     plan = METHOD.settle(replace(tiny_plan("imedsam"), encoder_weights=None))
-    assert not plan.config["frozen"] and plan.config["box_as_mask"] and plan.config["warmup"] > 0
-    assert METHOD.settle(plan) == plan and "config.frozen" in plan.reasons
-    assert METHOD(plan).phases()[0].schedule == WarmupThenPoly(plan.config["warmup"])
+    assert plan.config["from_nothing"] and METHOD.settle(plan) == plan
+    assert "without weights" in plan.reasons["config.from_nothing"]
+    assert METHOD(plan).phases()[0].schedule == WarmupThenPoly(WARMUP)
     plan = METHOD.settle(replace(tiny_plan("imedsam"), encoder_weights="sam_vit_b_01ec64.pth"))
-    assert plan.config["frozen"] and not plan.config["box_as_mask"] and plan.config["warmup"] == 0
+    assert not plan.config["from_nothing"]
     assert METHOD(plan).phases()[0].schedule is falling
 
 
@@ -296,7 +315,7 @@ def test_it_is_proposed_for_one_lesion_in_pictures_if_there_are_weights():
 
 
 def test_a_frozen_encoder_sees_an_image_that_never_changes_once():
-    plain = {"lora_rank": 0, "frequency_hidden": 0, "augment": False, "frozen": True}
+    plain = {"lora_rank": 0, "frequency_hidden": 0, "augment": False, "from_nothing": False}
     method, _ = make(config=plain)
     assert method.phases()[0].augment is None
     seen = []

@@ -6,16 +6,23 @@ import pytest
 import torch
 
 from medplan.errors import MethodError
-from medplan.networks.implicit import CoordinateCode, ImplicitDecoder, num_open, pixel_positions
+from medplan.networks.implicit import (
+    CoordinateCode,
+    ImplicitDecoder,
+    Widths,
+    num_open,
+    pixel_positions,
+    place_in_box,
+)
 
 MAP, POSITIONAL = 4, 6
 
 
 def decoder(*, compat=False, classes=1, **changes):
     torch.manual_seed(0)
-    numbers = {"coarse_widths": (16, 12), "fine_widths": (12, 8), "head_width": 6, "num_features": 5}
+    widths = Widths(coarse=(16, 12), fine=(12, 8), head=6, features=5)
     code = CoordinateCode(max_exponent=2.0, compat=compat)
-    built = ImplicitDecoder(classes, MAP + POSITIONAL, code=code, **{**numbers, **changes})
+    built = ImplicitDecoder(classes, MAP + POSITIONAL, code=code, widths=widths, **changes)
     # Statistics as after training: fresh ones would leave answers nearly constant.
     built.train()
     built(torch.rand(2, MAP, 8, 8), torch.rand(POSITIONAL, 8, 8), (16, 16), [0, 0])
@@ -58,6 +65,26 @@ def test_a_point_has_one_code_whatever_the_grid():
     coarse = code(pixel_positions((4, 4), torch.arange(16)))
     fine = code(pixel_positions((12, 12), torch.arange(144))).view(12, 12, 63)[1::3, 1::3].reshape(16, 63)
     assert torch.allclose(coarse, fine, atol=1e-4)
+
+
+def test_a_place_in_the_box_is_told_by_its_sides_and_the_ellipse_in_it():
+    box = torch.tensor([[-1.0, -1.0, 1.0, 1.0], [-0.5, 0.0, 0.5, 1.0]])
+    points = torch.tensor([[0.0, -0.5], [0.5, 0.5], [0.5, 0.0], [-1.0, 0.0]])  # row, column
+    place = place_in_box(points, box)
+    assert torch.equal(place[0, :, :2], points)
+    assert place[1].tolist() == [[-1, -1, 2], [0, 1, 1], [0, 0, 0], [-2, 0, 4]]
+
+
+def test_no_box_is_the_whole_image():
+    network, (field, positional) = decoder(knows_box=True), maps(2)
+    whole = torch.tensor([[-1.0, -1.0, 1.0, 1.0]])
+    with torch.no_grad():
+        for box, same in ((whole, True), (whole / 2, False)):
+            without = network(field, positional, (8, 8), [0, 0])[1]
+            found = network(field, positional, (8, 8), [0, 0], box_B4=box.expand(2, -1))[1]
+            assert torch.allclose(found, without) == same
+        one = network.answer(field[:1], positional, (8, 8), 0, box_4=whole[0] / 2)
+    assert torch.allclose(one.flatten(), found[0], atol=1e-5)
 
 
 def test_features_are_bilinear_between_pixel_centres():

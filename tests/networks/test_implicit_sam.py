@@ -5,33 +5,16 @@ import torch
 
 from medplan.errors import CheckpointError, MethodError
 from medplan.networks.frequency_adapter import spectrum
-from medplan.networks.implicit import CoordinateCode, ImplicitDecoder
-from medplan.networks.implicit_sam import (
-    MAP_CHANNELS,
-    AdaptedEncoder,
-    ImplicitSam,
-    as_sam_sees,
-    is_released,
-    released_state,
-)
-from medplan.networks.sam import OUTPUT_CHANNELS, SAM_VARIANTS, build_sam_image_encoder
+from medplan.networks.implicit_sam import MAP_CHANNELS, AdaptedEncoder, as_sam_sees, build_imedsam
+from medplan.networks.released_imedsam import is_released, released_state
+from medplan.networks.sam import SAM_VARIANTS, build_sam_image_encoder
 
 SIDE = 32
 
 
-def build(*, compat=False, side=SIDE, classes=1, box_as_mask=False, **changes):
+def build(*, side=SIDE, classes=1, **changes):
     torch.manual_seed(0)
-    decoder = ImplicitDecoder(
-        classes,
-        MAP_CHANNELS + OUTPUT_CHANNELS,
-        code=CoordinateCode(max_exponent=2.0, compat=compat),
-        coarse_widths=(16, 12),
-        fine_widths=(12, 8),
-        head_width=6,
-        num_features=5,
-    )
-    encoder = AdaptedEncoder("tiny", side, compat=compat, **changes)
-    return ImplicitSam(encoder, decoder, box_as_mask=box_as_mask).eval()
+    return build_imedsam("tiny", side, classes, **changes).eval()
 
 
 def sam_file(side):
@@ -55,10 +38,10 @@ def test_adapters_change_nothing_before_training_but_the_frequency_branch_does()
             adapted = AdaptedEncoder("tiny", SIDE, hidden=hidden).eval()
             state = {k.replace(".qkv.", ".qkv.qkv."): v for k, v in plain.state_dict().items()}
             assert not adapted.vit.load_state_dict(state, strict=False).unexpected_keys
-            assert torch.allclose(adapted(image), plain(image), atol=1e-5) == same
+            assert torch.allclose(adapted(image)[0], plain(image), atol=1e-5) == same
 
 
-def test_gate_multiplies_the_update_and_can_be_left_out():
+def test_gate_multiplies_the_update():
     network = AdaptedEncoder("tiny", SIDE, hidden=0)
     (first, *_) = network.attention
     torch.nn.init.ones_(first.query_up.weight)
@@ -68,7 +51,6 @@ def test_gate_multiplies_the_update_and_can_be_left_out():
         changed = first(tokens) - first.qkv(tokens)
         assert torch.allclose(changed[..., :128], gate * first.query_up(first.query_down(tokens)), atol=1e-5)
         assert not changed[..., 128:].any()
-    assert all(adapter.gate is None for adapter in AdaptedEncoder("tiny", SIDE, gated=False).attention)
 
 
 def test_only_adapters_prompts_upscaling_and_decoder_are_trained_beside_published_weights():
@@ -80,13 +62,12 @@ def test_only_adapters_prompts_upscaling_and_decoder_are_trained_beside_publishe
     assert {name.split(".")[0] for name in names} == {"encoder", "prompt_encoder", "mask_decoder", "decoder"}
 
 
-@pytest.mark.parametrize("box_as_mask", [False, True])
-def test_without_published_weights_every_parameter_that_matters_is_trained(box_as_mask):
-    network = build(box_as_mask=box_as_mask)
+@pytest.mark.parametrize("from_nothing", [False, True])
+def test_without_published_weights_every_parameter_that_matters_is_trained(from_nothing):
+    network = build(from_nothing=from_nothing)
     used = {id(p) for p in network.used_parameters()}
-    embedding = network.encoder(torch.rand(1, 3, SIDE, SIDE))
-    field = network.upscaled(embedding, torch.tensor([[2.0, 3.0, 20.0, 18.0]]))
-    coarse, fine = network.decoder(field, network.positional(), (8, 8), [0])
+    maps = network.encoder(torch.rand(1, 3, SIDE, SIDE))
+    coarse, fine = network.at_points(maps, torch.tensor([[2.0, 3.0, 20.0, 18.0]]), (8, 8), [0])
     (coarse.sum() + fine.sum()).backward()
     for name, parameter in network.named_parameters():
         assert (parameter.grad is not None) == (id(parameter) in used), name
@@ -186,11 +167,26 @@ def test_one_two_and_three_channels_become_three():
     assert torch.allclose(as_sam_sees(mean.expand(1, 3, 2, 2)), torch.zeros(1, 3, 2, 2), atol=1e-6)
 
 
-def test_the_answer_depends_on_the_box():
-    network = build()
+@pytest.mark.parametrize(("from_nothing", "stride"), [(False, 4), (True, 2)])
+def test_the_answer_depends_on_the_box(from_nothing, stride):
+    network = build(from_nothing=from_nothing)
     with torch.no_grad():
-        embedding = network.encoder(torch.rand(1, 3, SIDE, SIDE))
-        one = network.upscaled(embedding, torch.tensor([[0.0, 0.0, 32.0, 32.0]]))
-        two = network.upscaled(embedding, torch.tensor([[4.0, 4.0, 12.0, 9.0]]))
+        maps = network.encoder(torch.rand(1, 3, SIDE, SIDE))
+        one = network.upscaled(maps, torch.tensor([[0.0, 0.0, 32.0, 32.0]]))
+        two = network.upscaled(maps, torch.tensor([[4.0, 4.0, 12.0, 9.0]]))
     assert not torch.allclose(one, two, atol=1e-4)
-    assert one.shape == (1, MAP_CHANNELS, SIDE // 4, SIDE // 4)
+    assert one.shape == (1, MAP_CHANNELS, SIDE // stride, SIDE // stride)
+
+
+def test_finer_maps_take_part_where_nothing_is_published():
+    network = build(from_nothing=True)
+    box = torch.tensor([[4.0, 4.0, 12.0, 9.0]])
+    with torch.no_grad():
+        embedding, *finer = network.encoder(torch.rand(1, 3, SIDE, SIDE))
+        assert [each.shape[-1] for each in finer] == [SIDE // 2, SIDE // 4, SIDE // 8]
+        before = network.upscaled((embedding, *finer), box)
+        for number in range(3):
+            changed = [each + (place == number) for place, each in enumerate(finer)]
+            changed[number][..., 0, 0] += 5
+            assert not torch.allclose(network.upscaled((embedding, *changed), box), before, atol=1e-4)
+    assert len(AdaptedEncoder("vit_b", SIDE)(torch.rand(1, 3, SIDE, SIDE))) == 1

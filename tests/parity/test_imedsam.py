@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from medplan.networks.frequency_adapter import spectrum
-from medplan.networks.implicit import CoordinateCode, ImplicitDecoder, num_open, pixel_positions
-from medplan.networks.implicit_sam import MAP_CHANNELS, AdaptedEncoder, ImplicitSam
-from medplan.networks.sam import OUTPUT_CHANNELS, build_sam_image_encoder, load_sam_image_encoder
+from medplan.networks.implicit import CoordinateCode, num_open, pixel_positions
+from medplan.networks.implicit_sam import build_imedsam
+from medplan.networks.sam import build_sam_image_encoder, load_sam_image_encoder
 
 BOX = torch.tensor([[70.0, 52.0, 301.0, 262.0]])
 """First and last pixel inside; the network's boxes end after the last."""
@@ -17,9 +17,7 @@ GRIDS = [(384, 384), (128, 128), (96, 160)]
 
 
 def build(num_classes=1):
-    code = CoordinateCode(compat=True)
-    decoder = ImplicitDecoder(num_classes, MAP_CHANNELS + OUTPUT_CHANNELS, code=code)
-    return ImplicitSam(AdaptedEncoder("vit_b", 384, compat=True), decoder)
+    return build_imedsam("vit_b", 384, num_classes, compat=True)
 
 
 def filled(original):
@@ -73,7 +71,7 @@ def run_encoder(original, network, found):
         handles.append(adapter.register_forward_hook(lambda _, __, y, n=number: waves.update({n: y})))
     image = original.image("imedsam/image", 1, 3, 384, 384)
     with torch.no_grad():
-        found["encoder"] = network.encoder(image)
+        (found["encoder"],) = network.encoder(image)
     for handle in handles:
         handle.remove()
     found["tokens"], found["waves"] = tokens, waves
@@ -83,7 +81,7 @@ def run_encoder(original, network, found):
 def upscaled(original, network, found):
     if "map" not in found:
         with torch.no_grad():
-            found["map"] = network.upscaled(run_encoder(original, network, found), BOX + LAST)
+            found["map"] = network.upscaled((run_encoder(original, network, found),), BOX + LAST)
     return found["map"]
 
 
