@@ -15,14 +15,15 @@ labelled patches attend to the channels of unlabelled ones (U2L, `medplan.networ
 | epochs 0-5 of 300 without L_u, L_c         | `warmup`                                                     |
 | square of 64 of 512 pixels                 | `paste_fraction` (`paste_side` in voxels as released)        |
 | alpha of the in-block messenger            | `alpha`                                                      |
-| MiT-B5, SGD, lr 1e-3, heads x 5            | `Plan.encoder`, `optimizer`, `training.lr`, `head_lr_factor` |
-| (1 - t/T)^0.9                              | the phase's schedule, after `lr_warmup`                      |
+| MiT-B5, SGD, lr 1e-3, heads x 5            | `Plan.encoder`, `optimizer`, `training.lr`, `HEAD_LR_FACTOR` |
+| (1 - t/T)^0.9                              | the phase's schedule; AdamW rises first, for `LR_WARMUP`     |
 
 The three settings of the paper differ in the roles of cases only: labelled and unlabelled cases of one domain
 (semi-supervised), of two (adaptation), or of all but one (generalisation).
 
-Differs: nnU-Net's augmentation instead of 3 of 6 operations; inputs are normalised as the plan says instead
-of to [0, 1]; a U-Net learns with AdamW; ``compat`` brings back the slips that are named at each option.
+Differs: nnU-Net's augmentation, without mirroring, instead of 3 of 6 operations; a third of the labelled
+patches are centred on foreground; inputs are normalised as the plan says instead of to [0, 1]; L_x has a Dice
+loss beside the cross-entropy; a U-Net learns with AdamW, at several resolutions.
 """
 
 import logging
@@ -78,7 +79,6 @@ __all__ = ["METHOD", "Config", "SDMessenger"]
 
 FROM_SCRATCH: Mapping[str, Any] = {
     "optimizer": "adamw",
-    "lr_warmup": 0.05,
     "memory": "paired",
     "class_weights": False,
     "warmup": 0.4,
@@ -93,6 +93,15 @@ FROM_SCRATCH: Mapping[str, Any] = {
 }
 """For a U-Net, which must first learn what pretrained encoders know."""
 
+LR_WARMUP = 0.05
+"""Part of the training over which the learning rate of AdamW rises."""
+
+MOMENTUM, HEAD_LR_FACTOR = 0.9, 5.0
+"""As released: of SGD, and the learning rate of head and messengers relative to a Mix Transformer's."""
+
+DEGREES = 30.0
+"""Patches turn by this much at most: further, and left and right, which names tell apart, change places."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -106,7 +115,6 @@ class Config:
         stages: stages with a messenger, from 1 at the finest or -1 at the coarsest. Released: (4,) or all.
         memory: what labelled samples attend to: all unlabelled samples of the batch (released; its cost
             grows with the square of the batch) or their partner.
-        heads, dropout: of the messenger. Released: 2 and 0.1.
         alpha: share of the exchanged features with ``block``. First release: 0.5.
         learn_from_unlabelled: False trains the same network on the labelled cases alone, as a reference.
         warmup: fraction of the steps without unsupervised terms. Released: 6 of 300 epochs. Differs:
@@ -119,34 +127,25 @@ class Config:
             the sum is not divided by 3, which is the same as a learning rate three times as high.
         class_weights: weight the supervised cross-entropy by difficulty. Released: yes (the rows with a
             dagger).
-        supervised_dice: add the Dice loss to L_x. Differs: released without.
-        deep_supervision: learn at several resolutions of a U-Net. Differs: the paper has no U-Net.
         paste_fraction: lowest and highest side of the pasted box, relative to the patch.
         paste_side: side of the pasted square in pixels, centred in the extent of the foreground and only if
             that is larger; None takes `paste_fraction`. Released: 64.
         strong_view: degrade the intensities of what is learned from further than of what pseudo-labels are
             made from. Released: no.
         contrast: probability that a strong view shows another contrast, as another modality might.
-        turning: probability of a rotation, of `degrees` at most, and of a scaling. Released: 0.35 and 15.
+        turning: probability of a rotation, and of a scaling. Released: 0.35.
         threshold: least probability of a pseudo-label; below it a voxel does not count. Released: 0.
         ema: decay of a second set of weights that makes the pseudo-labels and the predictions; 0 for none.
             Released: 0.
-        oversample: share of labelled patches centred on foreground. Differs: released crops are anywhere.
-        mirror_axes: axes (0 z, 1 y, 2 x) that patches are flipped along at random. Released: none.
-        optimizer, momentum: ``adamw``, or ``sgd`` with this momentum. Released: SGD, 0.9.
-        lr_warmup: part of the training over which the learning rate rises. Released: 0.
-        head_lr_factor: learning rate of head and messengers relative to a Mix Transformer's. Released: 5.
-        drop_path: of the Mix Transformer. Released: 0.1.
+        optimizer: Released: ``sgd``.
         compat: released slips: the mask of L_c is transposed, the truth in the class weights is wrong,
             pseudo-labels depend on the rest of the batch, predictions on voxels without annotation count in
-            the Dice of L_u.
+            the Dice of L_u, L_x has no Dice.
     """
 
     messenger: Literal["stage", "block", "off"] = "stage"
     stages: tuple[int, ...] = (-1,)
     memory: Memory = "batch"
-    heads: int = 2
-    dropout: float = 0.1
     alpha: float = 0.5
     learn_from_unlabelled: bool = True
     warmup: float = 0.02
@@ -156,23 +155,14 @@ class Config:
     unsupervised_weight: float = 1.0
     consistency_weight: float = 1.0
     class_weights: bool = True
-    supervised_dice: bool = True
-    deep_supervision: bool = True
     paste_fraction: tuple[float, float] = (0.25, 0.5)
     paste_side: int | None = None
     strong_view: bool = False
     contrast: float = 0.0
     turning: float = 0.2
-    degrees: float = 30.0
     threshold: float = 0.0
     ema: float = 0.0
-    oversample: float = 1 / 3
-    mirror_axes: tuple[int, ...] = ()
     optimizer: OptimizerName = "sgd"
-    momentum: float = 0.9
-    lr_warmup: float = 0.0
-    head_lr_factor: float = 5.0
-    drop_path: float = 0.1
     compat: bool = False
 
     def __post_init__(self) -> None:
@@ -182,10 +172,7 @@ class Config:
             raise ValueError("'contrast' is of the strong view; set 'strong_view' too")
         if not 0 < self.paste_fraction[0] <= self.paste_fraction[1] <= 1:
             raise ValueError(f"'paste_fraction' {self.paste_fraction} should be rising and within (0, 1]")
-        for name in (
-            "threshold", "ema", "alpha", "oversample", "dropout", "drop_path",
-            "contrast", "turning", "lr_warmup",
-        ):  # fmt: skip
+        for name in ("threshold", "ema", "alpha", "contrast", "turning"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"'{name}' should be within [0, 1], found {getattr(self, name)}")
 
@@ -252,8 +239,6 @@ class SDMessenger(Method):
             num_channels=plan.num_channels,
             num_outputs=self.num_classes,
             exchange=self.config.exchange,
-            deep_supervision=self.config.deep_supervision,
-            drop_path=self.config.drop_path,
         )
         if isinstance(self.network, MessengerSegFormer) and plan.encoder_weights is None:
             logger.warning("The encoder %s starts from random weights; none were given.", plan.encoder)
@@ -275,15 +260,13 @@ class SDMessenger(Method):
     def phases(self) -> Sequence[Phase]:
         training, patch_size, config = self.plan.training, self.plan.patch_size, self.config
         spatial = Spatial.for_patch(patch_size)
-        odds, degrees = config.turning, min(spatial.degrees, config.degrees)
+        odds, degrees = config.turning, min(spatial.degrees, DEGREES)
         spatial = replace(spatial, rotation_probability=odds, scaling_probability=odds, degrees=degrees)
-        weak = Augmentation(
-            patch_size=patch_size, mirror_axes=config.mirror_axes, keeps_slices=self.plan.dims == 2
-        )
+        weak = Augmentation(patch_size=patch_size, mirror_axes=(), keeps_slices=self.plan.dims == 2)
         augment: Augment = WeakAndStrong(weak, contrast=config.contrast) if config.strong_view else weak
-        sample: Sampler = Labelled(patch_size, config.oversample, spatial=spatial)
+        sample: Sampler = Labelled(patch_size, spatial=spatial)
         if config.learn_from_unlabelled:
-            sample = DrawsPaste(LabelledAndUnlabelled(patch_size, config.oversample, spatial=spatial))
+            sample = DrawsPaste(LabelledAndUnlabelled(patch_size, spatial=spatial))
         return (
             Phase(
                 name="train",
@@ -291,7 +274,7 @@ class SDMessenger(Method):
                 batch_size=training.batch_size,
                 sample=sample,
                 augment=augment,
-                schedule=WarmupThenPoly(config.lr_warmup),
+                schedule=WarmupThenPoly(LR_WARMUP if config.optimizer == "adamw" else 0.0),
             ),
         )
 
@@ -300,43 +283,25 @@ class SDMessenger(Method):
         encoder = list(self.network.encoder.parameters())
         parts = (self.network.messengers, self.network.decoder)
         rest = [parameter for part in parts for parameter in part.parameters()]
-        factor = config.head_lr_factor if isinstance(self.network, MessengerSegFormer) else 1.0
+        factor = HEAD_LR_FACTOR if isinstance(self.network, MessengerSegFormer) else 1.0
         groups: list[dict[str, Any]] = [{"params": encoder}, {"params": rest, "lr": training.lr * factor}]
-        return {"main": adamw_or_sgd(config.optimizer, groups, training, momentum=config.momentum)}
+        return {"main": adamw_or_sgd(config.optimizer, groups, training, momentum=MOMENTUM)}
 
     def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
-        image, codes = batch["image"], batch["label"]
-        strength = self.strength(at.fraction)
-        exchanges = self.config.learn_from_unlabelled and (strength > 0 or self._warms_up_with_exchange)
+        config, strength = self.config, self.strength(at.fraction)
+        exchanges = config.learn_from_unlabelled and (strength > 0 or self._warms_up_with_exchange)
         if not exchanges:
-            loss = self._supervised(self.network(image), codes)
-            return self._learn(loss, update, at, supervised=loss)
-        boxes = self._boxes(codes, batch["paste"])
-        mask = boxes.mask(codes.shape[1:])
-        learned = "strong_unlabelled_image"
-        unlabelled = paste(batch[learned if learned in batch else "unlabelled_image"], image, mask)
-        num_labelled = len(image)
-        if strength > 0 or self.config.messenger != "off":
-            outputs = self.network(torch.cat([image, unlabelled]), num_labelled, only_labelled=strength == 0)
+            terms = {"supervised": self._supervised(self.network(batch["image"]), batch["label"])}
         else:
-            outputs = self.network(image)
-        known = [logits[:num_labelled] for logits in outputs]
-        supervised = self._supervised(known, codes)
-        if strength == 0:
-            return self._learn(supervised, update, at, supervised=supervised)
-        unknown = [logits[num_labelled:] for logits in outputs]
-        pseudo = paste(self._pseudo_labels(batch["unlabelled_image"]), codes.long(), mask)
-        against = partial(pseudo_label_loss, compat=self.config.compat)
-        against_pseudo = deep_supervision(against, unknown, pseudo)
-        compared = boxes.transposed().mask(codes.shape[1:]) if self.config.compat else mask
-        agreement = paste_consistency(known[0].float(), unknown[0].float(), compared)
-        first, second = (
-            strength * w for w in (self.config.unsupervised_weight, self.config.consistency_weight)
-        )
-        loss = supervised + first * against_pseudo + second * agreement
-        kept = (pseudo != IGNORE).float().mean()
-        terms = {"supervised": supervised, "pseudo": against_pseudo, "consistency": agreement, "kept": kept}
-        return self._learn(loss, update, at, **terms)
+            terms = self._terms(batch, learns=strength > 0)
+        loss = terms["supervised"]
+        if "pseudo" in terms:
+            loss = loss + strength * config.unsupervised_weight * terms["pseudo"]
+            loss = loss + strength * config.consistency_weight * terms["consistency"]
+        update.minimise(loss)
+        if self.average is not None:
+            self.average.update(self.network, decay=decay_at(config.ema, at.step, at.num_steps))
+        return {name: term.detach() for name, term in {"loss": loss, **terms}.items()}
 
     def footprint_step(self, batch: Batch, update: Update, at: Progress) -> None:
         # The first steps are cheaper: there are no unsupervised terms yet.
@@ -351,6 +316,30 @@ class SDMessenger(Method):
         beyond = fraction - max(self.config.warmup, least)
         risen = beyond / self.config.ramp if self.config.ramp > 0 else 1.0
         return 0.0 if beyond < 0 else min(1.0, risen)
+
+    def _terms(self, batch: Batch, *, learns: bool) -> dict[str, Tensor]:
+        """Return the losses of labelled patches and, if it `learns` from them too, of unlabelled ones."""
+        image, codes, num_labelled = batch["image"], batch["label"], len(batch["image"])
+        boxes = self._boxes(codes, batch["paste"])
+        mask = boxes.mask(codes.shape[1:])
+        weak = batch["unlabelled_image"]
+        strong = batch["strong_unlabelled_image"] if "strong_unlabelled_image" in batch else weak
+        unlabelled = paste(strong, image, mask)
+        both = torch.cat([image, unlabelled])
+        outputs = self.network(both, num_labelled, only_labelled=not learns)
+        known = [logits[:num_labelled] for logits in outputs]
+        terms = {"supervised": self._supervised(known, codes)}
+        if not learns:
+            return terms
+        unknown = [logits[num_labelled:] for logits in outputs]
+        pseudo = paste(self._pseudo_labels(weak), codes.long(), mask)
+        against = partial(pseudo_label_loss, compat=self.config.compat)
+        compared = boxes.transposed().mask(codes.shape[1:]) if self.config.compat else mask
+        return terms | {
+            "pseudo": deep_supervision(against, unknown, pseudo),
+            "consistency": paste_consistency(known[0].float(), unknown[0].float(), compared),
+            "kept": (pseudo != IGNORE).float().mean(),
+        }
 
     def _evaluate(self, image: Tensor) -> Tensor:
         outputs = self.network(image) if self.average is None else self.average.call(self.network, image)
@@ -382,16 +371,10 @@ class SDMessenger(Method):
         loss = partial(
             supervised_loss,
             weights_K=weights,
-            has_dice=self.config.supervised_dice,
+            has_dice=not self.config.compat,
             pools_batch=self.plan.dims == 2,
         )
         return deep_supervision(loss, outputs, codes)
-
-    def _learn(self, loss: Tensor, update: Update, at: Progress, **terms: Tensor) -> dict[str, Tensor]:
-        update.minimise(loss)
-        if self.average is not None:
-            self.average.update(self.network, decay=decay_at(self.config.ema, at.step, at.num_steps))
-        return {name: term.detach() for name, term in {"loss": loss, **terms}.items()}
 
 
 METHOD = SDMessenger

@@ -20,21 +20,19 @@ class Exchange:
     Attributes:
         messenger: ``stage`` behind stages of the encoder, ``block`` inside the last one's blocks, ``off``.
         stages: counted from 1 at the finest or -1 at the coarsest, for ``stage``.
-        memory, heads, dropout: of `Messenger`.
+        memory: of `Messenger`.
         alpha: of `ChannelAttention`, for ``block``.
     """
 
     messenger: Literal["stage", "block", "off"] = "stage"
     stages: tuple[int, ...] = (-1,)
     memory: Memory = "batch"
-    heads: int = 2
-    dropout: float = 0.1
     alpha: float = 0.5
 
     def messengers(self, widths: tuple[int, ...]) -> Messengers:
         """Make the messengers for an encoder with these channels, finest stage first."""
         stages = self.stages if self.messenger == "stage" else ()
-        return Messengers.behind(stages, widths, heads=self.heads, dropout=self.dropout, memory=self.memory)
+        return Messengers.behind(stages, widths, memory=self.memory)
 
 
 def exchange_network(
@@ -45,8 +43,6 @@ def exchange_network(
     num_channels: int,
     num_outputs: int,
     exchange: Exchange,
-    deep_supervision: bool = True,
-    drop_path: float = 0.1,
 ) -> MessengerUNet | MessengerSegFormer:
     """Build the U-Net of the pyramid (``unet``) or a SegFormer (``mit_b0`` to ``mit_b5``, slices only).
 
@@ -60,14 +56,7 @@ def exchange_network(
                 "messenger 'block' sits inside the blocks of a Mix Transformer; choose '--encoder mit_b0' to "
                 "'mit_b5', or messenger 'stage'."
             )
-        return MessengerUNet(
-            num_channels,
-            pyramid,
-            num_outputs,
-            dims,
-            exchange.messengers(pyramid.features),
-            deep_supervision=deep_supervision,
-        )
+        return MessengerUNet(num_channels, pyramid, num_outputs, dims, exchange.messengers(pyramid.features))
     if encoder not in SIZES:
         known = ", ".join(("unet", *SIZES))
         raise MethodError(
@@ -80,6 +69,5 @@ def exchange_network(
         num_channels=num_channels,
         num_outputs=num_outputs,
         messengers=exchange.messengers(SIZES[encoder].widths),
-        drop_path=drop_path,
         alpha=exchange.alpha if exchange.messenger == "block" else None,
     )

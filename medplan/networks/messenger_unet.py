@@ -21,7 +21,6 @@ class MessengerUNet(nn.Module):
         num_outputs: K.
         dims: 2 works on single slices (Z = 1).
         messengers: by number of the stage they follow, finest 0.
-        deep_supervision: give logits at more than the full resolution in training.
     """
 
     def __init__(
@@ -31,13 +30,11 @@ class MessengerUNet(nn.Module):
         num_outputs: int,
         dims: Literal[2, 3],
         messengers: Messengers,
-        *,
-        deep_supervision: bool = True,
     ) -> None:
         super().__init__()
         self.dims = dims
         self.encoder = UNetEncoder(num_channels, pyramid, dims)
-        self.decoder = UNetDecoder(pyramid, num_outputs, dims, deep_supervision=deep_supervision)
+        self.decoder = UNetDecoder(pyramid, num_outputs, dims, deep_supervision=True)
         initialise(self)
         self.messengers = messengers
 

@@ -326,7 +326,7 @@ def test_overlapping_regions_are_refused():
 
 @pytest.mark.parametrize("dims, encoder", [(3, "unet"), (2, "mit_b0")])
 def test_in_warmup_the_unlabelled_flow_has_no_gradient_but_feeds_the_labelled_one(dims, encoder):
-    plan = make_plan(dims=dims, encoder=encoder, warmup=0.5, drop_path=0.0)
+    plan = make_plan(dims=dims, encoder=encoder, warmup=0.5)
     method, batch = make_method(plan), make_batch(plan, Store(plan))
     update = Descent(copy.deepcopy(method))
     assert set(step(update.method, batch, 4, update)) == {"loss", "supervised"}
@@ -502,7 +502,7 @@ def test_compat_brings_the_slips_back_on_slices_only():
     batch = make_batch(plan, Store(plan))
     batch["label"][:, :, 2:12, 8:] = 1
     found, fixed = step(make_method(plan), batch, 3), step(make_method(plan_fixed), batch, 3)
-    assert found["supervised"] == fixed["supervised"]
+    assert found["supervised"] < fixed["supervised"], "L_x has no Dice as released"
     assert found["consistency"] != fixed["consistency"]
 
 
