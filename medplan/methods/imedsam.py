@@ -27,7 +27,7 @@ Always: batches of any size and mixed classes, schedules by steps.
 From nothing (`config.from_nothing`, where there are no weights) it is another method under the same prompts:
 nothing is frozen; boxes are given as filled masks too, and as places of points in them; the tiny encoder
 begins with the package's U-Net, whose finer maps take part in the upscaling; every image is asked twice, with
-its box and as a whole; the learning rate warms up.
+its box and, about any class, as a whole; the learning rate warms up.
 """
 
 import math
@@ -275,13 +275,20 @@ class ImedSam(Method):
 
     def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
         named = zip(batch["case"], batch["depth"].tolist(), strict=True) if not self.config.augment else ()
-        return self._step(batch, list(batch["class"]), update, at, list(named))
+        return self._step(batch, list(batch["class"]), list(batch["other"]), update, at, list(named))
 
     def footprint_step(self, batch: Batch, update: Update, at: Progress) -> None:
-        self._step(batch, [0] * len(batch["image"]), update, at)
+        classes = [0] * len(batch["image"])
+        self._step(batch, classes, classes, update, at)
 
     def _step(
-        self, batch: Batch, classes: list[int], update: Update, at: Progress, keys: Sequence[Hashable] = ()
+        self,
+        batch: Batch,
+        classes: list[int],
+        others: list[int],
+        update: Update,
+        at: Progress,
+        keys: Sequence[Hashable] = (),
     ) -> dict[str, Tensor]:
         config, shape = self.config, (self.plan.patch_size[1], self.plan.patch_size[2])
         codes_BYX, depth_B = batch["label"][:, 0], batch["depth"]
@@ -290,15 +297,15 @@ class ImedSam(Method):
         openness = config.openness(at.fraction)
         self.openness.fill_(openness)
         maps = self._embed(batch["image"][:, :, 0], keys)
+        if config.from_nothing:
+            target_BYX = torch.cat([target_BYX, masks_of(codes_BYX, self.members, others)])
+            box_B4 = torch.cat([box_B4, whole_image(shape, like=box_B4).expand_as(box_B4)])
+            classes, maps = classes + others, tuple(torch.cat([each, each]) for each in maps)
+            codes_BYX, depth_B = (torch.cat([each, each]) for each in (codes_BYX, depth_B))
         index_P = drawn_points(shape, config.points or 0, depth_B.device)
         target_BP, valid_BP = target_BYX.flatten(1), (codes_BYX != IGNORE).flatten(1)
         if index_P is not None:
             target_BP, valid_BP = target_BP[:, index_P], valid_BP[:, index_P]
-        if config.from_nothing:
-            box_B4 = torch.cat([box_B4, whole_image(shape, like=box_B4).expand_as(box_B4)])
-            maps = tuple(torch.cat([each, each]) for each in maps)
-            depth_B, classes = torch.cat([depth_B, depth_B]), classes + classes
-            target_BP, valid_BP = (torch.cat([each, each]) for each in (target_BP, valid_BP))
         coarse_BP, fine_BP = self.network.at_points(
             maps, box_B4, shape, classes, index_P=index_P, depth_B=depth_B, openness=openness
         )

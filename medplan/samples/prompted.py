@@ -22,12 +22,11 @@ class Prompted:
         patch_size: (1, y, x).
         codes: per class those that belong to it.
         whole_share: probability that the whole image is the prompt; such elements show any class, and every
-        second
-            one any slice.
+            second one any slice.
         spatial: transforms to draw.
 
-    Elements hold besides ``class``, ``whole`` (1.0 or 0.0), ``jitter`` (4 numbers in [0, 1)) and ``depth``,
-    the slice's position in its volume in [-1, 1].
+    Elements hold besides ``class``, ``other`` (any class, whether the slice shows it or not), ``whole`` (1.0
+    or 0.0), ``jitter`` (4 numbers in [0, 1)) and ``depth``, the slice's position in its volume in [-1, 1].
     """
 
     patch_size: tuple[int, int, int]
@@ -57,6 +56,7 @@ class Prompted:
             "whole": np.float32(whole),
             "jitter": rng.random(4).astype(np.float32),
             "depth": np.float32(depth_of(z, case.shape[0])),
+            "other": int(rng.integers(len(self.codes))),
         }
 
 

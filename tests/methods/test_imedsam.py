@@ -188,7 +188,7 @@ def test_a_step_with_an_empty_or_unannotated_target_is_finite():
         batch = {
             "image": torch.zeros(2, 1, 1, SIDE, SIDE),
             "label": torch.full((2, 1, SIDE, SIDE), code, dtype=torch.int16),
-            "class": [0, 1], "jitter": torch.rand(2, 4), "whole": torch.tensor([0.0, 1.0]),
+            "class": [0, 1], "other": [1, 0], "jitter": torch.rand(2, 4), "whole": torch.tensor([0.0, 1.0]),
             "depth": torch.zeros(2),
         }  # fmt: skip
 
@@ -200,6 +200,28 @@ def test_a_step_with_an_empty_or_unannotated_target_is_finite():
 
         losses = method.training_step(batch, Checks(), Progress(phase="train", step=0, num_steps=6))
         assert all(loss.isfinite() for loss in losses.values())
+
+
+@pytest.mark.parametrize("from_nothing", [True, False])
+def test_images_are_asked_a_second_time_as_a_whole_where_nothing_was_published(monkeypatch, from_nothing):
+    method, _ = make(config={"from_nothing": from_nothing})
+    label = torch.zeros(2, 1, SIDE, SIDE, dtype=torch.int16)
+    label[:, :, 4:12, 6:20] = 1
+    batch = {
+        "image": torch.rand(2, 1, 1, SIDE, SIDE), "label": label, "class": [0, 0], "other": [1, 0],
+        "jitter": torch.zeros(2, 4), "whole": torch.zeros(2), "depth": torch.zeros(2), "case": ["D/a", "D/b"],
+    }  # fmt: skip
+    asked, at_points = [], method.network.at_points
+
+    def listen(maps, box, shape, classes, **rest):
+        asked.extend(zip(box.tolist(), classes, strict=True))
+        return at_points(maps, box, shape, classes, **rest)
+
+    monkeypatch.setattr(method.network, "at_points", listen)
+    method.training_step(batch, SimpleNamespace(minimise=lambda loss: None),
+                         Progress(phase="train", step=0, num_steps=6))  # fmt: skip
+    box, whole = [6, 4, 20, 12], [0, 0, SIDE, SIDE]
+    assert asked == [(box, 0), (box, 0), (whole, 1), (whole, 0)][: 4 if from_nothing else 2]
 
 
 def test_regions_have_no_background_and_are_answered_one_by_one():
@@ -322,8 +344,8 @@ def test_a_frozen_encoder_sees_an_image_that_never_changes_once():
     method.network.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     batch = {
         "image": torch.rand(2, 1, 1, SIDE, SIDE), "label": torch.ones(2, 1, SIDE, SIDE, dtype=torch.int16),
-        "class": [0, 1], "jitter": torch.rand(2, 4), "whole": torch.zeros(2), "depth": torch.zeros(2),
-        "case": ["D/a", "D/b"],
+        "class": [0, 1], "other": [1, 0], "jitter": torch.rand(2, 4), "whole": torch.zeros(2),
+        "depth": torch.zeros(2), "case": ["D/a", "D/b"],
     }  # fmt: skip
     losses = []
     update = SimpleNamespace(minimise=lambda loss: losses.append(loss.item()))

@@ -109,7 +109,7 @@ def test_prompted_slices_show_their_class():
         assert np.isin(element["label"], wanted).any()
         assert element["image"].shape == (1, 1, 8, 8) and element["label"].shape == (1, 8, 8)
         assert element["whole"] == 0 and element["jitter"].shape == (4,)
-    assert {element["class"] for element in elements} == {0, 1}
+    assert {(e["class"], e["other"]) for e in elements} == {(0, 0), (0, 1), (1, 0), (1, 1)}
     assert {float(e["depth"]) for e in elements} == {np.float32(depth_of(z, 6)) for z in (2, 4)}
 
 
