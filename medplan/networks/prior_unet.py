@@ -6,18 +6,17 @@ has 60.88 million weights.
 
 # Shapes: B batch, C channels, Z Y X voxels, T task slots, M modality tokens.
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from medplan.networks.preactivation import PreActivationBlock, Stem, enlarge
 from medplan.networks.prior_attention import PriorFusion, PriorPool, attention_mask
 from medplan.networks.prior_heads import ModalityHead, PrototypeHead
+from medplan.networks.recompute import run
 
 __all__ = ["PriorNetwork", "PriorOutput", "PriorShape", "PriorUNet"]
 
@@ -123,10 +122,8 @@ class PriorNetwork(nn.Module):
             return None
         return attention_mask(task_ids_BT >= 0, num_before, self.shape.num_tokens)
 
-    def _call(self, module: Callable[..., Any], *arguments: Any) -> Any:
-        if self.shape.recomputes and torch.is_grad_enabled():
-            return checkpoint(module, *arguments, use_reentrant=False)
-        return module(*arguments)
+    def _call(self, module: nn.Module, *arguments: Any) -> Any:
+        return run(module, *arguments, recompute=self.shape.recomputes)
 
     def _split(self, tokens: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return task tokens (B, T, D) and modality tokens (B, M, D) of all levels together."""

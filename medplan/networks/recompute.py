@@ -1,41 +1,49 @@
 """Less memory for more time: what a part computes inside is forgotten, and computed again when needed."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 __all__ = ["run"]
 
 
-def run(module: nn.Module, *inputs: Tensor, recompute: bool) -> Tensor:
+def run(module: nn.Module, *inputs: Any, recompute: bool) -> Any:
     """Return ``module(*inputs)``; with `recompute` only the inputs are kept for the backward pass.
 
     Running statistics of batch norms move once, as without it. Not for parts that draw random numbers.
     """
     if not recompute or not torch.is_grad_enabled():
-        result: Tensor = module(*inputs)
-        return result
+        return module(*inputs)
+    # The backward pass leaves the innermost mode, in which the runtime chooses the precision on the CPU.
+    modes = [] if torch.compiler.is_compiling() else _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    if not modes and not any(isinstance(part, _BatchNorm) for part in module.modules()):
+        return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), _still_statistics(module)
+        return nullcontext(), _as_before(module, modes)
 
-    result = checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
-    return result
+    return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
 @contextmanager
-def _still_statistics(module: nn.Module) -> Iterator[None]:
-    """Keep running statistics and counters as they are; a batch norm in eval mode goes on using them."""
+def _as_before(module: nn.Module, modes: Sequence[TorchFunctionMode]) -> Iterator[None]:
+    """Enter the modes of the forward pass, and keep running statistics and counters as they are; a batch norm
+    in eval mode goes on using them."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (momentum, counter) in zip(norms, before, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, counter
+    with ExitStack() as stack:
+        for mode in modes:
+            stack.enter_context(mode)
+        try:
+            yield
+        finally:
+            for norm, (momentum, counter) in zip(norms, before, strict=True):
+                norm.momentum, norm.num_batches_tracked = momentum, counter

@@ -6,6 +6,7 @@ import torch
 from medplan.networks.medformer import MedFormer
 from medplan.networks.prior_transfer import translate
 from medplan.networks.prior_unet import PriorShape, PriorUNet
+from medplan.runtime import Runtime
 
 KINDS = [PriorUNet, MedFormer]
 over_kinds = pytest.mark.parametrize("kind", KINDS)
@@ -79,6 +80,20 @@ def test_recomputing_changes_neither_logits_nor_gradients(kind):
         network(image(), IDS, MODALITY).logits.square().mean().backward()
         gradients.append([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
     assert all(torch.allclose(one, two, atol=1e-12) for one, two in zip(*gradients, strict=True))
+
+
+@over_kinds
+def test_recomputing_is_possible_in_the_precision_that_the_runtime_chooses(kind):
+    numbers = {"channels": (4, 8, 8, 8, 16), "depths": (1,) * 5}
+    gradients = []
+    for recomputes in (False, True):
+        network = build(kind, recomputes=recomputes, **numbers).float().train()
+        # Two voxels at the coarsest level: the runtime computes these in float32 on the CPU.
+        with Runtime.choose("cpu").autocast():
+            loss = network(image(shape=(32, 32, 32)).float(), IDS, MODALITY).logits.float().square().mean()
+            parameters = list(network.parameters())
+            gradients.append(torch.autograd.grad(loss, parameters, allow_unused=True))
+    assert all(one is None or torch.equal(one, two) for one, two in zip(*gradients, strict=True))
 
 
 @over_kinds
