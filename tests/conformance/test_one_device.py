@@ -40,7 +40,7 @@ def predict_there(folder: Path, device: str) -> dict[str, Any]:
     """Return all that a model says of a phantom."""
     model = Model.load(folder, checkpoint="last", device=device, dataset="Phantom")
     depth, height, width = model.plan.patch_size
-    phantom = make_phantom(9, shape=(max(depth, 8), height, width))
+    phantom = make_phantom(9, shape=(max(depth, 4), height, width))
     geometry = Geometry(shape=phantom.image.shape, spacing_mm=phantom.spacing_mm)
     prepared = model.prepare(Image(array=phantom.image[None] / 3, geometry=geometry))
     probabilities = folder / "probabilities.npy"
@@ -86,7 +86,8 @@ def test_training_follows_the_rules_of_precision_of_the_device(name: str, tmp_pa
         assert all(isinstance(p, Far) and p.dtype == torch.float32 for p in method.parameters())
 
 
-def test_steps_are_timed_on_the_device() -> None:
+def test_steps_are_timed_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medplan.train.budget.MOST_STEPS", 2)
     plan, runtime = tiny_plan("supervised"), Runtime(device=DEVICE)
     with emulated():
         found = lasting(60, plan, Supervised(plan), tiny_store(plan), runtime=runtime, workers=0)

@@ -85,7 +85,8 @@ def tiny_store(plan: Plan) -> Any:
     """Return phantoms for every case of the plan."""
     adapt = hook(plan.method, "adapt_case", lambda same: same)
     roles = plan.roles(0)
-    shape = tuple(max(size, least) for size, least in zip(plan.patch_size, (12, 24, 24), strict=True))
+    least = (4 if plan.dims == 2 else 12, 24, 24)
+    shape = tuple(map(max, plan.patch_size, least))
     keys = sorted({key for members in roles.values() for key in members})
     cases = {
         key: adapt(phantom_case(key, number, shape=(shape[0], shape[1], shape[2])))
