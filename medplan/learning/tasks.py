@@ -15,10 +15,10 @@ __all__ = [
     "UNKNOWN",
     "added_tasks",
     "append_new",
+    "expected_tasks",
     "modalities_of",
     "modality_of",
     "modality_of_case",
-    "modality_of_name",
     "named",
     "task_names",
 ]
@@ -50,6 +50,12 @@ def task_names(dataset: DatasetPlan, shared: Mapping[str, str]) -> tuple[str, ..
 def append_new(known: Sequence[str], found: Sequence[str]) -> tuple[str, ...]:
     """Return the known names in their order, followed by those found that are not among them."""
     return tuple(dict.fromkeys((*known, *found)))
+
+
+def expected_tasks(datasets: Sequence[DatasetPlan]) -> float:
+    """Return the mean number of tasks of a patch, when datasets are drawn with their shares."""
+    total = sum(dataset.share for dataset in datasets)
+    return sum(dataset.share * len(dataset.labels.names) for dataset in datasets) / total
 
 
 def added_tasks(
@@ -111,20 +117,20 @@ def modality_of(dataset: DatasetPlan, domain: str | None = None) -> str:
     return UNKNOWN if kind in ("MR", "other") else str(kind)
 
 
-def modality_of_case(dataset: DatasetPlan, domain: str | None, modalities: Sequence[str]) -> int:
-    """Return the number of a case's modality, -1 if it is unknown."""
-    name = modality_of(dataset, domain)
-    return modalities.index(name) if name in modalities else -1
+def modality_of_case(
+    dataset: DatasetPlan, domain: str | None, modalities: Sequence[str], *, told: str | None = None
+) -> int:
+    """Return the number of a case's modality, -1 if it is unknown.
 
+    Args:
+        told: the modality as the user named it, which may be ``unknown``.
 
-def modality_of_name(name: str, modalities: Sequence[str]) -> int:
-    """Return the number of a modality that the user named, -1 for ``unknown``.
-
-    Raises: MethodError listing the modalities if there is none of that name.
+    Raises: MethodError listing the modalities if there is none of the name that was told.
     """
-    if name != UNKNOWN and name not in modalities:
+    if told is not None and told not in (*modalities, UNKNOWN):
         listed = ", ".join((*modalities, UNKNOWN))
         raise MethodError(
-            f"The model has no modality '{name}'{did_you_mean(name, modalities)}; it knows {listed}."
+            f"The model has no modality '{told}'{did_you_mean(told, modalities)}; it knows {listed}."
         )
+    name = told or modality_of(dataset, domain)
     return modalities.index(name) if name in modalities else -1

@@ -15,7 +15,7 @@ at each other (`medplan.networks.prior_attention`), and the task tokens become c
 | 10 tokens per modality                     | `modality_tokens`                                           |
 | literal lists of tasks and modalities      | `tasks`, `modalities`: kept in the plan, by name            |
 | weight per image                           | `DatasetPlan.share`                                         |
-| LAMB, lr 2e-3, weight decay 1e-5           | `optimizer`, `training.lr`, `training.weight_decay`         |
+| LAMB, lr 2e-3, weight decay 1e-5           | `training.lr`, `training.weight_decay`, `eps`               |
 | warm-up of 5 of 200 epochs                 | `warmup`                                                    |
 | EMA 0.99                                   | `ema`                                                       |
 | modality loss x 0.01                       | `modality_weight`                                           |
@@ -27,19 +27,20 @@ its region, and `LabelSpace.region_order` says which is painted over which.
 Differs: empty task slots are masked in attention; a task absent from a patch has no Tversky loss, which added
 a constant; the loss is divided by the expected number of tasks, a constant, not by that of the batch; a
 share of the images is shown as of unknown modality (the loss still asks for it); the schedule falls with
-every step rather than every epoch; a third of the patches is centred on foreground; spatial augmentation is
-that of every method here; inputs are normalised as the plan says. ``compat`` brings back the first four.
+every step rather than every epoch; a third of the patches is centred on foreground; in steps of one patch
+the padding around small images is cut off; spatial augmentation is that of every method here; inputs are
+normalised as the plan says. ``compat`` brings back the first four.
 """
 
 import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from types import EllipsisType
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from medplan.checkpoint import restore
 from medplan.errors import MethodError
@@ -49,9 +50,9 @@ from medplan.learning.task_losses import TaskLoss
 from medplan.learning.tasks import (
     added_tasks,
     append_new,
+    expected_tasks,
     modalities_of,
     modality_of_case,
-    modality_of_name,
     named,
     task_names,
 )
@@ -69,7 +70,7 @@ from medplan.method import (
 )  # fmt: skip
 from medplan.networks.average import MovingAverage
 from medplan.networks.medformer import MedFormer
-from medplan.networks.prior_transfer import translate
+from medplan.networks.prior_transfer import Transfer, learning, translate
 from medplan.networks.prior_unet import PriorOutput, PriorShape, PriorUNet
 from medplan.networks.prior_weights import PUBLISHED_MODALITIES, PUBLISHED_TASKS, from_published
 from medplan.plan.schema import DatasetPlan, Plan
@@ -78,7 +79,7 @@ from medplan.samples.augment import Augmentation
 from medplan.samples.cases import Case
 from medplan.samples.sampling import Labelled, Mixture
 from medplan.samples.spatial import Spatial
-from medplan.samples.task_patches import TaskPatches
+from medplan.samples.task_patches import TaskPatches, filled
 
 __all__ = ["METHOD", "Config", "Hermes"]
 
@@ -100,17 +101,15 @@ class Config:
         depths: blocks where tokens are met, down and up again. None takes the released depths.
         head_size: channels per attention head.
         modality_tokens: of each modality.
-        transfer: what learns when training starts from another run: ``off`` or ``full`` everything, the
-            latter at a lower rate where it is not new; ``priors`` the tokens of new tasks, those of
-            modalities and the heads; ``incremental`` the tokens of new tasks alone, so that other datasets
-            are answered exactly as before. Source: ours, the protocol is not published.
-        new_datasets: those that the other run has not learnt, the only ones that are drawn from with
-            `transfer`; empty for all of the plan.
-        old_lr_factor: learning rate of what is not new with ``full``.
+        transfer: what learns when training starts from another run: ``full`` everything; ``priors`` the
+            tokens of new tasks, those of modalities and the heads; ``incremental`` the tokens of new tasks
+            alone, so that other datasets are answered exactly as before. Source: ours, the protocol is not
+            published.
+        new_datasets: with ``priors`` and ``incremental`` those that the other run has not learnt, the only
+            ones that are drawn from; empty for all of the plan.
         modality_weight: of the modality loss.
         hide_modality: share of the images shown as of unknown modality. Released: 0.
-        optimizer: ``lamb`` as released, or ``adamw``, which wants half its rate.
-        eps: of the optimiser.
+        eps: of LAMB.
         warmup: fraction of the steps in which the rate rises. Released: 5 of 200 epochs, Hermes-M 0.
         ema: decay of the weights that predict; less than that in trainings of fewer than 5000 steps.
         oversample: share of the patches centred on foreground. Released: 0.
@@ -126,12 +125,10 @@ class Config:
     depths: tuple[int, ...] | None = None
     head_size: int = 32
     modality_tokens: int = 10
-    transfer: Literal["off", "full", "priors", "incremental"] = "off"
+    transfer: Transfer = "full"
     new_datasets: tuple[str, ...] = ()
-    old_lr_factor: float = 0.1
     modality_weight: float = 0.01
     hide_modality: float = 0.1
-    optimizer: Literal["lamb", "adamw"] = "lamb"
     eps: float = 1e-5
     warmup: float = 0.05
     ema: float = 0.99
@@ -142,6 +139,8 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < 1 or not 0 <= self.ema < 1 or not 0 <= self.hide_modality <= 1:
             raise ValueError("'warmup', 'ema' and 'hide_modality' are parts of 1")
+        if self.new_datasets and self.transfer == "full":
+            raise ValueError("'new_datasets' are told apart with 'transfer' priors or incremental only")
 
 
 class Hermes(Method):
@@ -234,15 +233,12 @@ class Hermes(Method):
             [dataset.labels for dataset in plan.datasets],
             num_slots=self.num_slots,
             skips_absent=not config.compat,
-            expected=None if config.compat else self._expected_tasks(),
+            expected=None if config.compat else expected_tasks(self._learnt()),
         )
 
     def load_encoder(self, weights: Mapping[str, Tensor]) -> None:
         """Load the published network, strictly; tokens are taken over for tasks of the same names."""
-        for wrapper in ("ema_model_state_dict", "model_state_dict", "state_dict"):
-            weights = weights.get(wrapper, weights)  # type: ignore[assignment]
-        names = {name.removeprefix("module."): value for name, value in weights.items()}
-        state, where = from_published(names, self.network), str(self.plan.encoder_weights)
+        state, where = from_published(weights, self.network), str(self.plan.encoder_weights)
         self._take_over(state, tasks=PUBLISHED_TASKS, modalities=PUBLISHED_MODALITIES, where=where)
 
     def start_from(self, weights: Mapping[str, Tensor], plan: Plan, *, where: str) -> None:
@@ -275,30 +271,15 @@ class Hermes(Method):
         return (train,)
 
     def optimizers(self, phase: str) -> dict[str, Optimizer]:
-        training, config, network = self.plan.training, self.config, self.network
-        everything = list(network.parameters())
-        tokens = [pool.added for pool in network.pools() if pool.added is not None]
-        groups: list[dict[str, Any]] = [{"params": everything}]
-        if config.transfer == "incremental":
-            groups = [{"params": tokens}]
-        elif config.transfer != "off":
-            tokens += [pool.modalities for pool in network.pools()]
-            new = {id(parameter) for parameter in tokens}
-            heads = {id(parameter) for parameter in network.heads()} - new
-            if config.transfer == "priors":
-                groups = [{"params": [p for p in everything if id(p) in new | heads]}]
-            else:
-                old = [p for p in everything if id(p) not in new]
-                groups = [{"params": tokens}, {"params": old, "lr": training.lr * config.old_lr_factor}]
-        if config.optimizer == "adamw":
-            return {"main": AdamW(groups, training.lr, eps=config.eps, weight_decay=training.weight_decay)}
-        return {"main": Lamb(groups, training.lr, eps=config.eps, weight_decay=training.weight_decay)}
+        parameters, training = learning(self.network, self.config.transfer), self.plan.training
+        decay = training.weight_decay
+        return {"main": Lamb(parameters, training.lr, eps=self.config.eps, weight_decay=decay)}
 
     def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
-        tasks = batch["tasks"]
-        output: PriorOutput = self.network(batch["image"], tasks, batch["modality"])
+        tasks, part = batch["tasks"], self._part(batch["shape"][0])
+        output: PriorOutput = self.network(batch["image"][part], tasks, batch["modality"])
         outputs = [output.logits] if output.deep is None else [output.logits, output.deep]
-        segmentation = self.loss(outputs, batch["label"], batch["source"], tasks >= 0)
+        segmentation = self.loss(outputs, batch["label"][part], batch["source"], tasks >= 0)
         modality = self.loss.modality(output.modality, batch["true_modality"])
         loss = segmentation + self.config.modality_weight * modality
         update.minimise(loss)
@@ -309,7 +290,9 @@ class Hermes(Method):
     def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:
         dataset = self.plan.dataset(case.dataset)
         tasks = torch.tensor(self.task_ids[self.plan.datasets.index(dataset)])
-        modality = torch.tensor(self._modality_of(case, dataset))
+        told, known = case.prompts.get("modality"), self.config.modalities
+        modality = torch.tensor(modality_of_case(dataset, case.domain, known, told=told))
+        part = self._part(case.shape)
 
         def logits(
             patches: Tensor, corners: Sequence[tuple[int, int, int]], flipped: Sequence[int] = ()
@@ -317,9 +300,10 @@ class Hermes(Method):
             ids = (
                 number.to(patches.device).expand(len(patches), *number.shape) for number in (tasks, modality)
             )
-            answer: Tensor = self.average.call(self.network, patches, *ids).logits.float()
-            if dataset.labels.is_exclusive:
-                return torch.cat([torch.zeros_like(answer[:, :1]), answer], dim=1)
+            found: Tensor = self.average.call(self.network, patches[part], *ids).logits.float()
+            is_exclusive = dataset.labels.is_exclusive
+            answer = found.new_zeros(len(patches), is_exclusive + found.shape[1], *patches.shape[2:])
+            answer[:, int(is_exclusive) :][part] = found
             return answer
 
         return logits
@@ -347,6 +331,15 @@ class Hermes(Method):
         known = len(set(tasks) & set(self.config.tasks))
         logger.info("%s: tokens of %d of %d tasks taken over.", where, known, len(self.config.tasks))
 
+    def _part(self, shape: tuple[int, int, int]) -> tuple[EllipsisType | slice, ...]:
+        """Return the part of a patch that the network sees: without padding, in steps of one patch.
+
+        Several patches stay of one size, so that none depends on which others share its batch.
+        """
+        if self.plan.training.batch_size > 1 or self.config.compat:
+            return (...,)
+        return (..., *filled(shape, self.plan.patch_size, multiple=self.needs.patch_multiple))
+
     def _learnt(self) -> tuple[DatasetPlan, ...]:
         """Return the datasets that training draws from."""
         return _new_datasets(self.config, self.plan) or self.plan.datasets
@@ -365,21 +358,10 @@ class Hermes(Method):
             hide_modality=0.0 if self.config.compat else self.config.hide_modality,
         )
 
-    def _modality_of(self, case: Case, dataset: DatasetPlan) -> int:
-        known, asked = self.config.modalities, case.prompts.get("modality")
-        if asked is None:
-            return modality_of_case(dataset, case.domain, known)
-        return modality_of_name(asked, known)
-
-    def _expected_tasks(self) -> float:
-        learnt = self._learnt()
-        total = sum(dataset.share for dataset in learnt)
-        return sum(dataset.share * len(dataset.labels.names) for dataset in learnt) / total
-
 
 def _new_datasets(config: Config, plan: Plan) -> tuple[DatasetPlan, ...]:
-    """Return the datasets that only this run learns; none unless it is a transfer."""
-    if config.transfer == "off":
+    """Return the datasets whose tasks learn while those of others stay as they are."""
+    if config.transfer == "full":
         return ()
     return named(config.new_datasets, plan) or plan.datasets
 

@@ -1,13 +1,27 @@
-"""Weights of one network with prior tokens for another that has other tasks and modalities."""
+"""Going on from another network with prior tokens: what is taken over, and what learns."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medplan.networks.prior_unet import PriorNetwork
 
-__all__ = ["translate"]
+__all__ = ["Transfer", "learning", "translate"]
+
+Transfer = Literal["full", "priors", "incremental"]
+
+
+def learning(network: PriorNetwork, transfer: Transfer) -> list[nn.Parameter]:
+    """Return what learns: everything; tokens of added tasks and of modalities, and heads; or the first."""
+    if transfer == "full":
+        return list(network.parameters())
+    pools = network.pools()
+    added = [pool.added for pool in pools if pool.added is not None]
+    if transfer == "incremental":
+        return added
+    return [*added, *(pool.modalities for pool in pools), *network.heads()]
 
 
 def translate(

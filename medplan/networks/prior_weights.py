@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,16 +102,19 @@ def block_name(published: str) -> str:
     return published
 
 
-def from_published(weights: Mapping[str, Tensor], network: PriorNetwork) -> dict[str, Tensor]:
+def from_published(weights: Mapping[str, Any], network: PriorNetwork) -> dict[str, Tensor]:
     """Translate a published state of Hermes-R or Hermes-M into a state of `network`.
 
-    The rows of the published task tables are those of `PUBLISHED_TASKS`, an unused one, and the null row; the
-    unused one is left out. The result may still have other rows than `network` has tasks.
+    Of a whole checkpoint the averaged weights are taken. The rows of the published task tables are those of
+    `PUBLISHED_TASKS`, an unused one, and the null row; the unused one is left out. The result may still have
+    other rows than `network` has tasks.
     """
-    num_levels = len(network.shape.channels)
+    for wrapper in ("ema_model_state_dict", "model_state_dict", "state_dict"):
+        weights = weights.get(wrapper, weights)
+    num_levels, is_unet = len(network.shape.channels), "fusions.0.pool.tasks" in network.state_dict()
     state = {}
     for name, value in weights.items():
-        key = _place(name, num_levels, is_unet="fusions.0.pool.tasks" in network.state_dict())
+        key = _place(name.removeprefix("module."), num_levels, is_unet=is_unet)
         if key.endswith("pool.tasks"):
             value = torch.cat([value[:-2], value[-1:]])
         state[key] = value

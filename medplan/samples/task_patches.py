@@ -7,13 +7,15 @@ import numpy as np
 from medplan.samples.cases import CaseStore
 from medplan.samples.sampling import Element, Labelled
 
-__all__ = ["TaskPatches"]
+__all__ = ["TaskPatches", "filled"]
+
+Voxel = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class TaskPatches:
     """Labelled patches of one dataset, with ``tasks`` (int64, one number per slot, -1 for an empty slot),
-    ``modality`` as it is shown and ``true_modality`` (int64, -1 if unknown)."""
+    ``modality`` as it is shown and ``true_modality`` (int64, -1 if unknown), and the case's ``shape``."""
 
     labelled: Labelled
     tasks: tuple[int, ...]
@@ -22,12 +24,28 @@ class TaskPatches:
 
     def __call__(self, store: CaseStore, rng: np.random.Generator) -> Element:
         element = self.labelled(store, rng)
-        known = dict(self.modality_of_domain)
-        modality = known.get(store[element["case"]].domain, known[None])
+        known, case = dict(self.modality_of_domain), store[element["case"]]
+        modality = known.get(case.domain, known[None])
         shown = -1 if rng.random() < self.hide_modality else modality
         return {
             **element,
             "tasks": np.array(self.tasks, dtype=np.int64),
             "modality": np.int64(shown),
             "true_modality": np.int64(modality),
+            "shape": case.shape,
         }
+
+
+def filled(shape: Voxel, patch_size: Voxel, *, multiple: int) -> tuple[slice, slice, slice]:
+    """Return the part of a patch that a case can fill, in multiples of so many voxels.
+
+    Along axes on which the case is the smaller one both have the same centre, and the rest is padding.
+    """
+    z, y, x = (
+        slice((patch - side) // 2, (patch + side) // 2)
+        for patch, side in (
+            (patch, min(patch, -(-length // multiple) * multiple))
+            for length, patch in zip(shape, patch_size, strict=True)
+        )
+    )
+    return z, y, x

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from medplan.data.labels import LabelSpace
-from medplan.errors import CheckpointError, MethodError
+from medplan.errors import CheckpointError, MethodError, PlanError
 from medplan.method import Progress, Situation
 from medplan.methods.hermes import METHOD
 from medplan.plan.schema import Plan
+from medplan.samples.task_patches import filled
 from tests.conformance.tiny import CPU, build, run, tiny_plan, tiny_store
 
 CORNERS = [(0, 0, 0)]
@@ -46,6 +47,7 @@ def collate(elements, plan):
     }
     shape = (len(elements), *plan.patch_size)
     image = torch.randn(len(elements), 1, *plan.patch_size, generator=torch.Generator().manual_seed(0))
+    batch["shape"] = [element["shape"] for element in elements]
     return {**batch, "image": image, "label": torch.zeros(shape, dtype=torch.int16)}
 
 
@@ -185,15 +187,39 @@ def test_transfer_keeps_what_is_common_and_learns_what_it_should(tmp_path, trans
     stem = "network.stem.conv.weight"
     average = method.state_dict()["average.stem/conv/weight"]
     assert torch.equal(later.state_dict()[stem], average)
-    groups = later.optimizers("train")["main"].param_groups
+    (group,) = later.optimizers("train")["main"].param_groups
+    listed = {id(parameter) for parameter in group["params"]}
+    names = {name for name, p in later.network.named_parameters() if id(p) in listed}
     if transfer == "full":
-        assert [group["lr"] for group in groups] == [2e-3, pytest.approx(2e-4)]
-        assert sum(len(group["params"]) for group in groups) == len(list(later.network.parameters()))
+        assert names == {name for name, _ in later.network.named_parameters()}
     else:
-        listed = {id(parameter) for group in groups for parameter in group["params"]}
-        names = {name for name, p in later.network.named_parameters() if id(p) in listed}
         assert all("pool." in name or "head." in name for name in names)
         assert "fusions.0.pool.added" in names and "fusions.0.pool.tasks" not in names
+
+
+def test_padding_is_cut_off_in_steps_of_one_patch_and_in_predictions_alike():
+    plan = make_plan()
+    case = tiny_store(plan)["Phantom/v"]
+    plan = replace(plan, training=replace(plan.training, batch_size=1), patch_size=(32, 48, 32))
+    method, (element,) = batch_of(plan, keys=1)
+    seen = []
+    method.network.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    batch = {**collate([element], plan), "shape": [case.shape]}
+    method.training_step(batch, Recorder(method), Progress(phase="train", step=0, num_steps=2))
+    with torch.no_grad():
+        logits = method.eval().predictor(case, ())(batch["image"], CORNERS)
+    expected = tuple(-(-length // 16) * 16 for length in case.shape)
+    assert seen == [expected, expected] and logits.shape[2:] == plan.patch_size
+    middle = filled(case.shape, plan.patch_size, multiple=16)
+    outside = torch.ones(plan.patch_size, dtype=torch.bool)
+    outside[middle] = False
+    assert outside.any() and logits[:, :, outside].abs().max() == 0
+    assert (logits[0, 1][middle] != 0).any()
+
+
+def test_new_datasets_are_told_apart_only_where_that_changes_what_learns():
+    with pytest.raises(PlanError, match="new_datasets"):
+        make_plan(new_datasets=["Second"])
 
 
 def test_a_run_of_another_shape_or_method_is_refused(tmp_path):
