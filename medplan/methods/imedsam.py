@@ -85,7 +85,8 @@ class Config:
         epochs: into which the training is divided, for the two below.
         ramp_epochs: until the coarse answer no longer counts by itself.
         open_epochs: until all entries of the coordinate code are open.
-        jitter: sides of training boxes are moved outwards by up to this share of the image's side.
+        jitter: sides of training boxes are moved outwards by up to this share of the image's side; from
+            nothing also inwards by up to half of it.
         whole_share: share of the samples that are prompted with the whole image, of any class.
         adapter_lr_factor: learning rate of all but the decoder, relative.
         augment: change images and labels at random. Without it, lora_rank and frequency_hidden being 0, what
@@ -293,7 +294,10 @@ class ImedSam(Method):
         config, shape = self.config, (self.plan.patch_size[1], self.plan.patch_size[2])
         codes_BYX, depth_B = batch["label"][:, 0], batch["depth"]
         target_BYX = masks_of(codes_BYX, self.members, classes)
-        box_B4 = prompting_boxes(target_BYX, batch["jitter"], batch["whole"] > 0, reach=config.jitter)
+        inwards = config.jitter / 2 if config.from_nothing else 0.0
+        box_B4 = prompting_boxes(
+            target_BYX, batch["jitter"], batch["whole"] > 0, outwards=config.jitter, inwards=inwards
+        )
         openness = config.openness(at.fraction)
         self.openness.fill_(openness)
         maps = self._embed(batch["image"][:, :, 0], keys)

@@ -54,17 +54,20 @@ def coverage(box_B4: Tensor, cells: tuple[int, int], shape: tuple[int, int]) -> 
     return parts[0][:, :, None] * parts[1][:, None, :]
 
 
-def prompting_boxes(mask_BYX: Tensor, jitter_B4: Tensor, whole_B: Tensor, *, reach: float) -> Tensor:
-    """Return box_B4 to prompt with in training: around each mask, its sides moved outwards.
+def prompting_boxes(
+    mask_BYX: Tensor, jitter_B4: Tensor, whole_B: Tensor, *, outwards: float, inwards: float = 0.0
+) -> Tensor:
+    """Return box_B4 to prompt with in training: around each mask, its sides moved.
 
     Args:
         jitter_B4: numbers in [0, 1) drawn for each side.
         whole_B: prompt these with the whole image, as those whose mask is empty.
-        reach: the farthest that sides are moved, as a share of the image's height.
+        outwards, inwards: the farthest that sides are moved, as shares of the image's height.
     """
     shape = (mask_BYX.shape[1], mask_BYX.shape[2])
     box_B4, found_B = tight_boxes(mask_BYX)
-    box_B4 = widened(box_B4, torch.floor(jitter_B4 * max(1, math.floor(reach * shape[0]))), shape)
+    most, least = max(1, math.floor(outwards * shape[0])), -math.floor(inwards * shape[0])
+    box_B4 = widened(box_B4, least + torch.floor(jitter_B4 * (most - least)), shape)
     whole_4 = whole_image(shape, like=box_B4)
     return torch.where((found_B & ~whole_B)[:, None], box_B4, whole_4)
 

@@ -8,6 +8,7 @@ from medplan.samples.box_prompts import (
     boxes_of_components,
     coverage,
     in_slice,
+    prompting_boxes,
     tight_boxes,
     whole_image,
     widened,
@@ -98,6 +99,19 @@ def draw(case, codes, *, whole_share, number=60):
     sample = Prompted((1, 8, 8), codes, whole_share, NO_TRANSFORM)
     rng = np.random.default_rng(0)
     return [sample(Store(case), rng) for _ in range(number)]
+
+
+@pytest.mark.parametrize(("inwards", "least"), [(0.0, 0), (0.1, -2)])
+def test_sides_of_training_boxes_move_as_far_as_told(inwards, least):
+    mask = torch.zeros(4, 20, 30, dtype=torch.bool)
+    mask[:3, 6:14, 8:20] = True
+    jitter = torch.tensor([0.0, 0.5, 0.999, 0.5])[:, None].expand(-1, 4)
+    whole = torch.tensor([False, False, True, False])
+    found = prompting_boxes(mask, jitter, whole, outwards=0.2, inwards=inwards).tolist()
+    middle = (least + 4) // 2
+    assert found[0] == [8 - least, 6 - least, 20 + least, 14 + least]
+    assert found[1] == [8 - middle, 6 - middle, 20 + middle, 14 + middle]
+    assert found[2] == found[3] == [0, 0, 30, 20]
 
 
 def test_prompted_slices_show_their_class():
