@@ -276,7 +276,8 @@ class Hermes(Method):
         return {"main": Lamb(parameters, training.lr, eps=self.config.eps, weight_decay=decay)}
 
     def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
-        tasks, part = batch["tasks"], self._part(batch["shape"][0])
+        # Where memory is measured there are no cases; a whole patch takes most.
+        tasks, part = batch["tasks"], self._part(batch.get("shape", [self.plan.patch_size])[0])
         output: PriorOutput = self.network(batch["image"][part], tasks, batch["modality"])
         outputs = [output.logits] if output.deep is None else [output.logits, output.deep]
         segmentation = self.loss(outputs, batch["label"][part], batch["source"], tasks >= 0)
