@@ -25,9 +25,10 @@ augmentation of this package; a lesion that left the frame is an empty target ra
 Always: batches of any size and mixed classes, schedules by steps.
 
 From nothing (`config.from_nothing`, where there are no weights) it is another method under the same prompts:
-nothing is frozen; boxes are given as filled masks too, and as places of points in them; the tiny encoder
-begins with the package's U-Net, whose finer maps take part in the upscaling; every image is asked twice, with
-its box and, about any class, as a whole; the learning rate warms up.
+nothing is frozen, so there are no adapters; boxes are given as filled masks too, and as places of points in
+them, and their sides are moved inwards too; the tiny encoder begins with the package's U-Net, whose finer
+maps take part in the upscaling; every image is asked twice, with its box and, about any class, as a whole;
+the learning rate warms up.
 """
 
 import math
@@ -76,8 +77,8 @@ class Config:
         compat: compute what the released code computes, with its slips, so that its weights can be used.
         from_nothing: train all of it, as there are no weights; see the module. Else adapters, prompts,
             upscaling and decoder.
-        lora_rank: 0 leaves the low-rank updates out.
-        frequency_hidden: 0 leaves the frequency branch out.
+        lora_rank, frequency_hidden: of the low-rank updates and the frequency branch; 0 leaves them out, as
+            is done from nothing.
         dropout, passes, share, uncertainty: of the choice of points that are refined; see
             `medplan.networks.implicit.ImplicitDecoder`.
         points: per image that are learned from in a step, drawn anew; 0 for all.
@@ -95,8 +96,8 @@ class Config:
 
     compat: bool = False
     from_nothing: bool | None = None
-    lora_rank: int = 4
-    frequency_hidden: int = 4
+    lora_rank: int | None = None
+    frequency_hidden: int | None = None
     dropout: float = 0.5
     passes: int = 2
     share: float = 0.125
@@ -193,6 +194,8 @@ class ImedSam(Method):
             from_nothing = plan.encoder_weights is None and not compat
         chosen = {
             "from_nothing": from_nothing,
+            "lora_rank": 0 if from_nothing else 4,
+            "frequency_hidden": 0 if from_nothing else 4,
             "adapter_lr_factor": 0.5 if from_nothing else 0.05,
             "whole_share": 0.0 if compat else 0.25,
             "points": 1024 if plan.encoder == "tiny" else 0,
@@ -223,9 +226,10 @@ class ImedSam(Method):
         rows = labels.membership()[int(labels.is_exclusive) :]
         self.members = tuple(tuple(int(code) for code in np.flatnonzero(row)) for row in rows)
         self.network = build_imedsam(
-            plan.encoder, height, len(self.members), rank=config.lora_rank, hidden=config.frequency_hidden,
-            compat=config.compat, from_nothing=bool(config.from_nothing), dropout=config.dropout,
-            passes=config.passes, share=config.share, uncertainty=config.uncertainty,
+            plan.encoder, height, len(self.members), rank=config.lora_rank or 0,
+            hidden=config.frequency_hidden or 0, compat=config.compat,
+            from_nothing=bool(config.from_nothing), dropout=config.dropout, passes=config.passes,
+            share=config.share, uncertainty=config.uncertainty,
         )  # fmt: skip
         self.features = FeatureCache()
         self.register_buffer("openness", torch.ones(()))
