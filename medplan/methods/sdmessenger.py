@@ -87,6 +87,7 @@ FROM_SCRATCH: Mapping[str, Any] = {
     "ramp": 0.1,
     "ema": 0.99,
     "paste_fraction": (0.4, 0.8),
+    "paste_back": 0.5,
     "turning": 0.7,
     "strong_view": True,
     "contrast": 0.5,
@@ -130,6 +131,8 @@ class Config:
         paste_fraction: lowest and highest side of the pasted box, relative to the patch.
         paste_side: side of the pasted square in pixels, centred in the extent of the foreground and only if
             that is larger; None takes `paste_fraction`. Released: 64.
+        paste_back: probability that the box stays unlabelled, and the labelled patch is pasted around it.
+            Released: 0.
         strong_view: degrade the intensities of what is learned from further than of what pseudo-labels are
             made from. Released: no.
         contrast: probability that a strong view shows another contrast, as another modality might.
@@ -157,6 +160,7 @@ class Config:
     class_weights: bool = True
     paste_fraction: tuple[float, float] = (0.25, 0.5)
     paste_side: int | None = None
+    paste_back: float = 0.0
     strong_view: bool = False
     contrast: float = 0.0
     turning: float = 0.2
@@ -172,7 +176,7 @@ class Config:
             raise ValueError("'contrast' is of the strong view; set 'strong_view' too")
         if not 0 < self.paste_fraction[0] <= self.paste_fraction[1] <= 1:
             raise ValueError(f"'paste_fraction' {self.paste_fraction} should be rising and within (0, 1]")
-        for name in ("threshold", "ema", "alpha", "contrast", "turning"):
+        for name in ("threshold", "ema", "alpha", "contrast", "turning", "paste_back"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"'{name}' should be within [0, 1], found {getattr(self, name)}")
 
@@ -320,8 +324,10 @@ class SDMessenger(Method):
     def _terms(self, batch: Batch, *, learns: bool) -> dict[str, Tensor]:
         """Return the losses of labelled patches and, if it `learns` from them too, of unlabelled ones."""
         image, codes, num_labelled = batch["image"], batch["label"], len(batch["image"])
-        boxes = self._boxes(codes, batch["paste"])
+        boxes = self._boxes(codes, batch["paste"][:, :6])
         mask = boxes.mask(codes.shape[1:])
+        goes_back = (batch["paste"][:, 6] < self.config.paste_back) & mask.flatten(1).any(1)
+        mask = mask ^ goes_back.view(-1, 1, 1, 1, 1)
         weak = batch["unlabelled_image"]
         strong = batch["strong_unlabelled_image"] if "strong_unlabelled_image" in batch else weak
         unlabelled = paste(strong, image, mask)

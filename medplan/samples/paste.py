@@ -24,16 +24,17 @@ __all__ = ["Boxes", "DrawsPaste", "boxes_around_foreground", "boxes_inside_exten
 
 @dataclass(frozen=True)
 class DrawsPaste:
-    """A sampler that adds ``paste``: six numbers in [0, 1) that decide about the element's box.
+    """A sampler that adds ``paste``: seven numbers in [0, 1).
 
-    They are drawn with the element, so that its box does not depend on the batch or the rank that it is in.
+    Six decide about the element's box and the last about what it is used for. They are drawn with the
+    element, so that its box does not depend on the batch or the rank that it is in.
     """
 
     sampler: Callable[[CaseStore, np.random.Generator], dict[str, Any]]
 
     def __call__(self, store: CaseStore, rng: np.random.Generator) -> dict[str, Any]:
         element = self.sampler(store, rng)
-        return {**element, "paste": rng.random(6, dtype=np.float32)}
+        return {**element, "paste": rng.random(7, dtype=np.float32)}
 
 
 @dataclass(frozen=True, kw_only=True)
