@@ -10,7 +10,7 @@ from medplan.evaluate.page import section
 
 __all__ = ["heat_chart", "heatmap_sections"]
 
-CELL, LETTER, TEXT = 16.0, 5.6, 10.0
+CELL, LETTER, TEXT = 16.0, 6.6, 10.0
 COLD, WARM = (33, 102, 172), (178, 24, 43)
 """Colours of the lowest and the highest number; white lies between them."""
 
@@ -25,7 +25,10 @@ def heatmap_sections(run_folder: Path) -> str:
 
 
 def heat_chart(record: Mapping[str, Any]) -> str:
-    """Return an SVG of a `medplan.method.Heatmap` as plain data; the mouse on a cell shows its number."""
+    """Return an SVG of a `medplan.method.Heatmap` as plain data: its cells, and a scale of the colours below.
+
+    The mouse on a cell shows its number.
+    """
     names, (low, high) = [str(name) for name in record["names"]], record["limits"]
     left = LETTER * max(map(len, names), default=0) + 8
     top = left
@@ -45,10 +48,22 @@ def heat_chart(record: Mapping[str, Any]) -> str:
                 f'<rect x="{left + CELL * column:.0f}" y="{y:.0f}" width="{CELL:g}" height="{CELL:g}" '
                 f'fill="{_colour(value, low, high)}"><title>{hint}</title></rect>'
             )
-    width = left + size + 4
+    steps = [low + (high - low) * number / 8 for number in range(9)]
+    scale = top + size + 12
+    parts += [
+        f'<rect x="{left + CELL * number:.0f}" y="{scale:.0f}" width="{CELL:g}" height="8" '
+        f'fill="{_colour(value, low, high)}"/>'
+        for number, value in enumerate(steps)
+    ]
+    parts += [
+        f'<text class="tick" x="{left + CELL * (number + 0.5):.0f}" y="{scale + 20:.0f}" '
+        f'text-anchor="middle" font-size="{TEXT:g}">{steps[number]:.2g}</text>'
+        for number in (0, 4, 8)
+    ]
+    width, height = left + max(size, CELL * len(steps)) + 4, scale + 26
     label = escape(str(record["title"]), quote=True)
     return (
-        f'<svg viewBox="0 0 {width:.0f} {width:.0f}" style="max-width:{width:.0f}px" role="img" '
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{width:.0f}px" role="img" '
         f'aria-label="{label}">{"".join(parts)}</svg>'
     )
 

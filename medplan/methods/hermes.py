@@ -314,9 +314,13 @@ class Hermes(Method):
         averaged = copy.deepcopy(self.network)
         averaged.load_state_dict(self.average.weights())
         with torch.no_grad():
-            rows = averaged.similarity().cpu().tolist()
-        title, values = "Similarity of the task tokens (mean cosine over levels)", tuple(map(tuple, rows))
-        return {"task_similarity": Heatmap(title=title, names=self.config.tasks, values=values)}
+            found = averaged.similarity().cpu()
+        # Each token is as like itself as can be; the colours are for the others.
+        most = max(0.01, float(found.triu(1).abs().max()))
+        title = "Similarity of the task tokens (mean cosine over levels)"
+        values = tuple(map(tuple, found.tolist()))
+        names, limits = self.config.tasks, (-most, most)
+        return {"task_similarity": Heatmap(title=title, names=names, values=values, limits=limits)}
 
     def _take_over(
         self, weights: Mapping[str, Tensor], *, tasks: Sequence[str], modalities: Sequence[str], where: str

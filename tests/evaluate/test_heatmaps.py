@@ -9,8 +9,11 @@ RECORD = Heatmap(title="Likeness", names=("A/x", "B/<y>"), values=((1.0, -1.0), 
 
 def test_every_number_is_a_cell_whose_colour_goes_from_cold_through_white_to_warm():
     chart = heat_chart(encode(RECORD))
-    assert chart.count("<rect") == 4
-    assert chart.count("#b2182b") == 2 and chart.count("#2166ac") == 1 and chart.count("#ffffff") == 1
+    cells, _, scale = chart.rpartition("</title>")
+    assert cells.count("<rect") == 4
+    assert cells.count("#b2182b") == 2 and cells.count("#2166ac") == 1 and cells.count("#ffffff") == 1
+    assert scale.index("#2166ac") < scale.index("#ffffff") < scale.index("#b2182b")
+    assert scale.index(">-1<") < scale.index(">0<") < scale.index(">1<")
     assert "A/x / B/&lt;y&gt;: -1.00" in chart and "<y>" not in chart
 
 
