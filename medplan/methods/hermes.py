@@ -85,6 +85,7 @@ __all__ = ["METHOD", "Config", "Hermes"]
 
 DEPTHS = {"residual": (2, 2, 4, 2, 2), "medformer": (2, 4, 8, 4, 2)}
 SMALL = {"channels": (16, 32, 48, 64, 64), "depths": (1, 1, 1, 1, 1), "head_size": 16}
+PATCH_OF_SMALL = (32, 48, 48)
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +173,8 @@ class Hermes(Method):
         if is_small:
             why = "where memory is for small networks"
             reasons |= {"config.channels": f"half of the released, {why}", "batch_size": f"many steps, {why}"}
+            if several:
+                reasons["patch_size"] = f"small, for many steps, {why}"
         return Proposal(
             fits=True,
             score=90 if several else 30,
@@ -182,6 +185,7 @@ class Hermes(Method):
             lr=2e-3,
             weight_decay=1e-5,
             batch_size=1 if is_small else 4 if several else None,
+            patch_size=PATCH_OF_SMALL if is_small and several else None,
             spacing_mm=(1.5, 1.5, 1.5) if several else None,
             config=SMALL if is_small else {},
             reasons=reasons,
@@ -199,8 +203,10 @@ class Hermes(Method):
 
     @classmethod
     def lighter(cls, plan: Plan) -> Plan | None:
-        """Compute activations twice."""
-        return None if plan.config["recompute"] else replace(plan, config={**plan.config, "recompute": True})
+        """Compute activations twice, but not those of small networks, which are for where time is short."""
+        if plan.config["recompute"] or plan.config["channels"][0] < Config.channels[0]:
+            return None
+        return replace(plan, config={**plan.config, "recompute": True})
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)

@@ -265,6 +265,8 @@ def test_little_memory_gets_a_small_network_unless_published_weights_need_the_la
               "is_picture": False}  # fmt: skip
     small = METHOD.propose(Situation(memory_bytes=2**30, **common))
     assert small.config["channels"][-1] < 320 and small.batch_size == 1 and "config.channels" in small.reasons
+    assert small.patch_size is not None and METHOD.lighter(make_plan(**small.config)) is None
+    assert METHOD.lighter(make_plan(channels=METHOD.Config.channels)).config["recompute"]
     for other in ({"memory_bytes": 2**35}, {}, {"memory_bytes": 2**30, "encoder_weights": "hermes.pth"}):
         assert not METHOD.propose(Situation(**other, **common)).config
     for encoder in METHOD.needs.encoders:
