@@ -233,11 +233,14 @@ def _squeezed(
     dims: Literal[2, 3],
     overrides: Overrides,
 ) -> tuple[Voxels, str]:
-    chosen = overrides.value("grid.shape") or overrides.value("patch_size", "patch_size")
+    chosen = overrides.value("grid.shape")
     if chosen is not None and chosen[0] is not None:
         return _voxels(chosen[0]), chosen[1]
-    if proposal.patch_size is not None:
-        shape, reason = proposal.patch_size, proposal.reasons.get("patch_size", "proposed by the method")
+    chosen = overrides.value("patch_size", "patch_size")
+    if chosen is None or chosen[0] is None:
+        chosen = proposal.patch_size, proposal.reasons.get("patch_size", "proposed by the method")
+    if chosen[0] is not None:
+        shape, reason = _voxels(chosen[0]), chosen[1]
         if dims == 2 and not read.is_picture(facts):
             return (0, *shape[1:]), f"{reason}; slices stay as they are"
         return shape, reason

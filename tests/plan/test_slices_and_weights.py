@@ -38,6 +38,8 @@ def test_slices_are_squeezed_in_plane_only(fingerprint: Make, squeezing: Any) ->
     volumes = plan(fingerprint(shape=(20, 200, 180)), squeezing)
     assert volumes.grid.shape == (0, 64, 64)
     assert volumes.patch_size == (1, 64, 64)
+    chosen = plan(fingerprint(shape=(20, 200, 180)), squeezing, patch_size=(1, 32, 32))
+    assert chosen.grid.shape == (0, 32, 32) and chosen.patch_size == (1, 32, 32)
     pictures = plan(fingerprint(shape=(1, 500, 600), spacing_mm=None, modality="RGB"), squeezing)
     assert pictures.grid.shape == pictures.patch_size == (1, 64, 64)
 
