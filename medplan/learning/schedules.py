@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from medplan.method import poly
 
-__all__ = ["WarmupThenPoly", "decay_at", "falling"]
+__all__ = ["StepDecay", "WarmupThenPoly", "cosine", "decay_at", "falling"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,21 @@ class WarmupThenPoly:
         if fraction < self.warmup:
             return math.exp(10 * (fraction / self.warmup - 1))
         return poly(fraction)
+
+
+@dataclass(frozen=True)
+class StepDecay:
+    """Falls by 5 % so many times, at equal distances."""
+
+    times: int
+
+    def __call__(self, fraction: float) -> float:
+        return float(0.95 ** math.floor(self.times * fraction))
+
+
+def cosine(fraction: float) -> float:
+    """Return the factor of the learning rate: half a cosine from 1 to 0."""
+    return 0.5 * (1 + math.cos(math.pi * fraction))
 
 
 def decay_at(decay: float, step: int, num_steps: int) -> float:

@@ -11,14 +11,15 @@ class is then shown by a labelled case.
 | paper or released code                          | here                                                    |
 |-------------------------------------------------|---------------------------------------------------------|
 | stage 1: ROCO, 50 epochs, 32 pictures of 224    | role `pretrain`, `shares`, `contrastive_*`              |
-| lr 0.3 x batch / 256, cosine, weight decay 1e-4 | `contrastive_lr`, `contrastive_weight_decay`            |
-| queues, momentum, tau 0.2, lambda               | `queue_length`, `key_momentum`, 0.2, `dense_share`      |
+| lr 0.3 x batch / 256, cosine, weight decay 1e-4 | `contrastive_lr`                                        |
+| queues, momentum, tau 0.2, lambda 0.5           | `queue_length`, `key_momentum`                          |
 | stage 2: 100,100 steps, lr 1e-3, x 0.95 / 1000  | `shares`, `training.lr`, `optimizer`                    |
 | fine-tuning: 5,100 steps, lr 1e-4, 25 % manual  | `shares`, `finetune_lr`, `manual_share`                 |
-| windows 4 / 2, threshold 0.95, scale 20         | `train_window`, `eval_window`, `networks.prototypes`    |
-| class weights 0.05 / 1, alignment loss x 1      | `networks.prototypes`, `align_weight`                   |
+| windows 4 / 2, threshold 0.95, scale 20         | 4, `eval_window`, `networks.prototypes`                 |
+| class weights 0.05 / 1, alignment loss x 1      | `networks.prototypes.episode_loss`                      |
+| transforms of the views                         | `samples.episodes`                                      |
 | settings 1 and 2, label groups                  | `setting`, `DatasetPlan.novel` (``--novel``)            |
-| 3 parts, 1 shot                                 | `parts`, role `support` (any number of shots)           |
+| 3 parts, 1 shot                                 | `samples.slices.PARTS`, role `support`                  |
 
 Differs: masks are shrunk by area, so that small ones do not vanish (``mask_resize`` "bilinear" is the
 original's); an example without a full background cell is used, not skipped; keys are normalised in random
@@ -33,12 +34,12 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
 from medplan.errors import MethodError
 from medplan.learning.optimisers import OptimizerName
-from medplan.learning.schedules import WarmupThenPoly
+from medplan.learning.schedules import StepDecay, WarmupThenPoly, cosine
 from medplan.method import (
     Batch,
     Method,
@@ -54,15 +55,19 @@ from medplan.method import (
 from medplan.networks.dense_contrast import DenseContrast, queue_length
 from medplan.networks.dilated_resnet import SIZES, FewShotEncoder, OutputStride, load_published
 from medplan.networks.few_shot import Correspondence, FewShotPredictor
-from medplan.networks.prototypes import Classifier, Shrink, alignment_loss, query_loss, shrink
+from medplan.networks.prototypes import Classifier, Shrink, episode_loss
 from medplan.plan.schema import Plan
 from medplan.preprocess.superpixels import Superpixels
 from medplan.records import decode
-from medplan.samples.augment import Augmentation
 from medplan.samples.cases import Case
 from medplan.samples.contrast import TwoViews
-from medplan.samples.episodes import LabelledEpisodes, MixedEpisodes, Slices, SuperpixelEpisodes
-from medplan.samples.spatial import Spatial
+from medplan.samples.episodes import (
+    LabelledEpisodes,
+    MixedEpisodes,
+    Slices,
+    SuperpixelEpisodes,
+    gamma_of_views,
+)
 
 __all__ = ["METHOD", "Config", "DenseMP"]
 
@@ -70,6 +75,10 @@ MULTIPLE = 32
 LARGEST_SIDE = 256
 TARGET_MM = 1.5
 WARMUP = 0.05
+TRAIN_WINDOW = 4
+DENSE_SHARE = 0.5
+CONTRASTIVE_WEIGHT_DECAY = 1e-4
+MOMENTUM = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,75 +92,50 @@ class Config:
             both.
         prototypes: ``alp`` local and global (released), ``global`` alone (PANet).
         mask_resize: how masks come to the feature grid. Differs: released ``bilinear``.
-        train_window, eval_window: side of local prototypes in cells of 8 pixels. Released: 4 and 2.
-        align_weight: of the alignment loss. Released: 1.
+        eval_window: side of local prototypes in cells of 8 pixels. Released: 2, and 4 in training.
         manual_share: share of episodes of labelled classes when fine-tuning. Released: 0.25.
-        parts: of a class along z that an example is chosen from. Released: 3.
-        freeze_norm: keep the batch statistics of the first phase, or of the weights that are given, from
-            then on; with AdamW at 1e-3 half of the runs diverged so. Released without.
         contrastive_batch, contrastive_side, contrastive_stride: pictures per step, pixels of a view, output
             stride of the backbone. Released: 32, 224 and 32.
-        contrastive_lr, contrastive_weight_decay: the rate for 256 pictures per step, of which a batch gets
-            its part. Released: 0.3 and 1e-4.
+        contrastive_lr: for 256 pictures per step, of which a batch gets its part. Released: 0.3.
         queue_length: negatives, no more than there are pictures. Released: 65,536.
-        key_momentum, dense_share: released: 0.999 and 0.5.
-        norm_groups: random parts of a batch of keys that are normalised apart.
+        key_momentum: share of the old key weights that a step keeps. Released: 0.999.
         hidden: channels inside the projections; None takes the backbone's. Released: 2048, the backbone's.
         optimizer: of the episodes: ``adamw`` with a warm-up, or ``sgd`` with steps of 0.95. Differs: released
             SGD, which learns a third less in a few hundred episodes.
         finetune_lr: released: 1e-4.
-        momentum: of SGD. Released: 0.9.
-        degrees, shear, zoom, shift, elastic: transforms of an episode's views: degrees, degrees, factors,
-            pixels, pixels. Released: 5, 5, 0.9 to 1.2, 5, about 2.
-        gamma: of the views' intensities. Released: 0.5 to 1.5.
         correspondence: which slice of an example serves a slice: the one that a ``fit`` of the scans puts
             there, that at the same relative ``position`` in the body, or the one of best ``similarity``.
             Differs: released with the true extent.
-        per_mm: with ``fit``: what a score gains per millimetre inside the outline that is carried over.
-        margin: with ``position``: how far beyond the example's extent a class may reach, as a share of the
-            body.
+        per_mm, per_look: with ``fit``: what a score gains per millimetre inside the outline that is carried
+            over, and how much it counts that a pixel looks like the inside of it.
     """
 
     shares: tuple[float, float, float] = (0.49, 0.485, 0.025)
     setting: Literal[1, 2] = 2
     prototypes: Literal["alp", "global"] = "alp"
     mask_resize: Shrink = "area"
-    train_window: int = 4
     eval_window: int = 2
-    align_weight: float = 1.0
     manual_share: float = 0.25
-    parts: int = 3
-    freeze_norm: bool = False
     contrastive_batch: int = 32
     contrastive_side: int = 224
     contrastive_stride: OutputStride = 32
     contrastive_lr: float = 0.3
-    contrastive_weight_decay: float = 1e-4
     queue_length: int = 65_536
     key_momentum: float = 0.999
-    dense_share: float = 0.5
-    norm_groups: int = 2
     hidden: int | None = None
     optimizer: OptimizerName = "adamw"
     finetune_lr: float = 1e-4
-    momentum: float = 0.9
-    degrees: float = 5.0
-    shear: float = 5.0
-    zoom: tuple[float, float] = (0.9, 1.2)
-    shift: int = 5
-    elastic: float = 2.0
-    gamma: tuple[float, float] = (0.5, 1.5)
     correspondence: Correspondence = "fit"
     per_mm: float = 0.3
-    margin: float = 0.1
+    per_look: float = 3.0
 
     def __post_init__(self) -> None:
         if min(self.shares) < 0 or self.shares[0] == sum(self.shares):
             raise ValueError(f"'shares' {self.shares} should not be negative, and the last two not both 0")
-        for name in ("manual_share", "key_momentum", "dense_share"):
+        for name in ("manual_share", "key_momentum"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"'{name}' should be in [0, 1], found {getattr(self, name)}")
-        for name in ("train_window", "eval_window", "parts", "contrastive_batch", "norm_groups"):
+        for name in ("eval_window", "contrastive_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"'{name}' should be at least 1, found {getattr(self, name)}")
 
@@ -226,11 +210,8 @@ class DenseMP(Method):
                     batch_size=config.contrastive_batch,
                 ),
                 momentum=config.key_momentum,
-                dense_share=config.dense_share,
-                groups=config.norm_groups,
                 hidden=config.hidden,
             )
-        self.freezes = config.freeze_norm and (self.contrast is not None or plan.encoder_weights is not None)
 
     def load_encoder(self, weights: Mapping[str, Tensor]) -> None:
         """Load a ResNet of torchvision, MoCo, DenseCL or DenseMP, or what a phase of a run left."""
@@ -246,40 +227,18 @@ class DenseMP(Method):
         if not any(self.dataset.folds[0].get(role) for role in roles):
             roles = ("support",)
         slices = Slices(roles, without)
-        spatial = Spatial(
-            rotation_probability=1.0,
-            degrees=config.degrees,
-            shear_degrees=config.shear,
-            scaling_probability=1.0,
-            # A region of this size fills the patch: zooming in by 1.2 shows 1 / 1.2 of it.
-            scale=(1 / config.zoom[1], 1 / config.zoom[0]),
-            in_plane=True,
-            elastic_probability=1.0 if config.elastic > 0 else 0.0,
-            elastic_voxels=max(config.elastic, 1e-3),
-        )
-        superpixels = SuperpixelEpisodes(patch_size, slices, spatial, config.shift)
+        superpixels = SuperpixelEpisodes(patch_size, slices)
         labelled = LabelledEpisodes(
-            patch_size,
-            Slices(("labelled",), without),
-            spatial,
-            {self.dataset.name: self.seen},
-            config.parts,
-            config.shift,
+            patch_size, Slices(("labelled",), without), {self.dataset.name: self.seen}
         )
         samplers: dict[str, Sampler] = {
             "contrastive": TwoViews(config.contrastive_side, self.plan.num_channels, slices),
             "superpixel": superpixels,
             "finetune": MixedEpisodes(labelled, superpixels, config.manual_share),
         }
-        never = (0.0, 1.0, 1.0)
-        augment = Augmentation(
-            patch_size=patch_size, mirror_axes=(), noise=never, blurring=never, brightness=never,
-            contrast=never, coarseness=never, inverted_gamma=never, gamma=(1.0, *config.gamma),
-        )  # fmt: skip
         # Released: 0.95 per 1000 steps, of 100,000 and of 5,000.
-        decays = {"superpixel": 100, "finetune": 5}
-        with_adamw = config.optimizer == "adamw"
-        schedules = {name: WarmupThenPoly(WARMUP) if with_adamw else _Decay(n) for name, n in decays.items()}
+        released = {"superpixel": StepDecay(100), "finetune": StepDecay(5)}
+        schedules = released if config.optimizer == "sgd" else dict.fromkeys(released, WarmupThenPoly(WARMUP))
         return [
             Phase(
                 name=name,
@@ -288,8 +247,8 @@ class DenseMP(Method):
                 if name == "contrastive"
                 else self.plan.training.batch_size,
                 sample=samplers[name],
-                augment=None if name == "contrastive" else augment,
-                schedule=schedules.get(name, _cosine),
+                augment=None if name == "contrastive" else gamma_of_views(patch_size),
+                schedule=schedules.get(name, cosine),
                 validate=name == list(self.steps)[-1],
             )
             for name, steps in self.steps.items()
@@ -299,41 +258,29 @@ class DenseMP(Method):
         config, training = self.config, self.plan.training
         if phase == "contrastive":
             assert self.contrast is not None
-            lr = config.contrastive_lr * config.contrastive_batch / 256
-            decay = config.contrastive_weight_decay
             parameters = [*self.encoder.backbone.parameters(), *self.contrast.head.parameters()]
+            lr, decay = config.contrastive_lr * config.contrastive_batch / 256, CONTRASTIVE_WEIGHT_DECAY
         else:
             parameters, decay = list(self.encoder.parameters()), training.weight_decay
             lr = training.lr if phase == "superpixel" else config.finetune_lr
             if config.optimizer == "adamw":
                 return {"main": AdamW(parameters, lr, weight_decay=decay)}
-        return {"main": SGD(parameters, lr, config.momentum, weight_decay=decay)}
+        return {"main": SGD(parameters, lr, MOMENTUM, weight_decay=decay)}
 
     def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
         if at.phase == "contrastive":
             return self._contrast(batch, update)
-        for module in self.encoder.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.train(not self.freezes)
-        support_label, query_label = batch["support_label"][:, 0], batch["query_label"][:, 0]
         pictures = torch.cat([batch["support_image"][:, :, 0], batch["query_image"][:, :, 0]])
         support, query = self.encode(pictures).chunk(2)
-        cells = (support.shape[-2], support.shape[-1])
-        mask, behind = (
-            shrink((support_label == value).to(support.dtype), cells, how=self.config.mask_resize)
-            for value in (1, 0)
+        terms = episode_loss(
+            self.classifier(TRAIN_WINDOW),
+            support,
+            query,
+            batch["support_label"][:, 0],
+            batch["query_label"][:, 0],
+            shrink_by=self.config.mask_resize,
         )
-        classifier = self.classifier(self.config.train_window)
-        scores = classifier.segment(query, support, mask, behind)
-        segmentation = query_loss(scores, query_label)
-        alignment = alignment_loss(classifier, scores, query, support, support_label)
-        # A transform can move a small example out of its patch: such an episode does not count.
-        is_shown = (support_label == 1).flatten(1).any(1).to(scores.dtype)
-        share = is_shown / is_shown.sum().clamp_min(1)
-        first, second = ((loss * share).sum() for loss in (segmentation, alignment))
-        loss = first + self.config.align_weight * second
-        update.minimise(loss)
-        terms = {"loss": loss, "query": first, "alignment": second, "empty": 1 - is_shown.mean()}
+        update.minimise(terms["loss"])
         return {name: value.detach() for name, value in terms.items()}
 
     def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:
@@ -350,8 +297,7 @@ class DenseMP(Method):
             num_outputs=self.dataset.labels.num_outputs if shown is None else len(shown) + 1,
             correspondence=self.config.correspondence,
             per_mm=self.config.per_mm,
-            margin=self.config.margin,
-            parts=self.config.parts,
+            per_look=self.config.per_look,
             shrink_by=self.config.mask_resize,
         )
 
@@ -371,7 +317,7 @@ class DenseMP(Method):
         whole, cells = self.contrast.losses(
             self.encoder.backbone, *views, output_stride=self.config.contrastive_stride
         )
-        loss = (1 - self.config.dense_share) * whole + self.config.dense_share * cells
+        loss = (1 - DENSE_SHARE) * whole + DENSE_SHARE * cells
         update.minimise(loss)
         return {"loss": loss.detach(), "global": whole.detach(), "dense": cells.detach()}
 
@@ -383,18 +329,6 @@ class DenseMP(Method):
         names = ("contrastive", "superpixel", "finetune")
         steps = dict(zip(names, (ends[0], ends[1] - ends[0], ends[2] - ends[1]), strict=True))
         return {name: number for name, number in steps.items() if number} or {"superpixel": total}
-
-
-@dataclass(frozen=True)
-class _Decay:
-    times: int
-
-    def __call__(self, fraction: float) -> float:
-        return float(0.95 ** math.floor(self.times * fraction))
-
-
-def _cosine(fraction: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * fraction))
 
 
 METHOD = DenseMP

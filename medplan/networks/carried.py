@@ -1,4 +1,4 @@
-"""The outline of a class carried over from examples: how far inside or outside it a pixel lies.
+"""The outline of a class carried over from examples, and how much each voxel looks like what it encloses.
 
 Differs: nothing like it is in published few-shot methods, which are told where an organ begins and ends.
 """
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from medplan.preprocess.appearance import look_inside
 from medplan.preprocess.carry import AxisMap, Millimetres, Volume, refine
 
 __all__ = ["REACH_MM", "Carried", "carry_class"]
@@ -27,12 +28,15 @@ class Carried:
     """Where the examples of a class put it in another case.
 
     Attributes:
-        inside_mm: distance from the outline, negative outside, within `box`; -`REACH_MM` elsewhere.
+        inside_mm: distance from the outline, negative outside and at least -`REACH_MM`, within `box`.
+        look: log ratio of each voxel's intensity inside and around the outline, within `box`; see
+            `medplan.preprocess.appearance`.
         box: lowest corner (z, y, x) of it.
         maps: of each example.
     """
 
     inside_mm: npt.NDArray[np.float32]
+    look: npt.NDArray[np.float32]
     box: Voxel
     maps: tuple[AxisMap, ...]
 
@@ -44,10 +48,17 @@ class Carried:
         """Return where slice z lies in each example, in its slices."""
         return tuple(one.scale[0] * z + one.offset[0] for one in self.maps)
 
-    def distances(self, lower: Voxel, upper: Voxel) -> npt.NDArray[np.float32]:
-        """Return those of the box (1, Y, X) as (Y, X)."""
+    def worth(
+        self, lower: Voxel, upper: Voxel, *, per_mm: float, per_look: float, absent: float
+    ) -> npt.NDArray[np.float32]:
+        """Return what place and look of each pixel of a box (1, Y, X) speak for the class, as (Y, X).
+
+        Args:
+            per_mm, per_look: factors of `inside_mm` and `look`.
+            absent: the answer further outside than `REACH_MM`.
+        """
         shape = [high - low for low, high in zip(lower, upper, strict=True)]
-        result: npt.NDArray[np.float32] = np.full(shape[1:], -REACH_MM, np.float32)
+        result: npt.NDArray[np.float32] = np.full(shape[1:], absent, np.float32)
         here, there = [], []
         for low, high, first, length in zip(lower, upper, self.box, self.inside_mm.shape, strict=True):
             start, stop = max(low, first), min(high, first + length)
@@ -55,7 +66,9 @@ class Carried:
                 return result
             here.append(slice(start - low, stop - low))
             there.append(slice(start - first, stop - first))
-        result[here[1], here[2]] = self.inside_mm[tuple(there)][0]
+        inside, look = self.inside_mm[tuple(there)][0], self.look[tuple(there)][0]
+        speaks = per_mm * inside + per_look * look
+        result[here[1], here[2]] = np.where(inside > -REACH_MM, speaks, absent)
         return result
 
 
@@ -76,13 +89,16 @@ def carry_class(target: Volume, target_mm: Millimetres, shots: Sequence[Shot]) -
         total += mapping.carry(mask.astype(np.float32), shape) / len(shots)
     inside = total >= min(0.5, float(total.max()))
     if not total.any():
-        return Carried(np.zeros((0, 0, 0), np.float32), (0, 0, 0), tuple(maps))
+        nothing = np.zeros((0, 0, 0), np.float32)
+        return Carried(nothing, nothing, (0, 0, 0), tuple(maps))
     spans = [np.flatnonzero(inside.any(tuple(o for o in range(3) if o != axis))) for axis in range(3)]
     reach = [int(np.ceil(REACH_MM / step)) for step in target_mm]
     lower = [max(0, int(found[0]) - far) for found, far in zip(spans, reach, strict=True)]
     upper = [min(n, int(found[-1]) + 1 + far) for found, far, n in zip(spans, reach, shape, strict=True)]
-    part = inside[tuple(slice(low, high) for low, high in zip(lower, upper, strict=True))]
+    box = tuple(slice(low, high) for low, high in zip(lower, upper, strict=True))
+    part = inside[box]
     distances = ndimage.distance_transform_edt(part, target_mm)
     distances -= ndimage.distance_transform_edt(~part, target_mm)
     clipped = np.clip(distances, -REACH_MM, REACH_MM).astype(np.float32)
-    return Carried(clipped, (lower[0], lower[1], lower[2]), tuple(maps))
+    look = look_inside(target[box], clipped, target_mm)
+    return Carried(clipped, look, (lower[0], lower[1], lower[2]), tuple(maps))

@@ -1,7 +1,8 @@
 """Segmenting a case with the classes that support cases show, slice by slice.
 
 Which slice of a support case serves a slice of the query is decided without the query's label: by fitting
-the support onto the query (`medplan.networks.carried`), by relative position in the body, or by likeness.
+the support onto the query (`medplan.networks.carried`), by relative position in the body, or by likeness; by
+likeness alone where the user says that classes can be anywhere (`Case.prompts` under ``anywhere``).
 With the extent of a class given (`Case.prompts` under ``extent``: code -> first and last slice), slices are
 matched part by part, as published comparisons do.
 """
@@ -47,10 +48,9 @@ class FewShotPredictor:
         num_outputs: K, background included.
         correspondence: how slices are matched where no extent is given; ``fit`` needs volumes with a spacing,
             and matches by ``position`` where there are none.
-        per_mm: with ``fit``: what a pixel's score gains per millimetre inside the carried outline, and loses
-            outside it.
+        per_mm, per_look: with ``fit``: what a pixel's score gains per millimetre inside the carried outline,
+            and how much its looking like the inside of it counts.
         margin: with ``position``: a slice lying further outside the class, as a share of the body, has none.
-        parts: of a class along z, for extents and likeness.
         shrink_by: how masks come to the feature grid.
     """
 
@@ -64,13 +64,14 @@ class FewShotPredictor:
         num_outputs: int,
         correspondence: Correspondence = "position",
         per_mm: float = 0.3,
+        per_look: float = 3.0,
         margin: float = 0.1,
-        parts: int = 3,
         shrink_by: Shrink = "area",
     ) -> None:
         self.encode, self.classifier, self.shrink_by = encode, classifier, shrink_by
         self.support, self.num_outputs = tuple(support), num_outputs
-        self.correspondence, self.per_mm, self.margin, self.parts = correspondence, per_mm, margin, parts
+        self.correspondence: Correspondence = "similarity" if case.prompts.get("anywhere") else correspondence
+        self.per_mm, self.per_look, self.margin = per_mm, per_look, margin
         self.case = case
         self.extents: Mapping[int, tuple[int, int]] = case.prompts.get("extent", {})
         self.num_slices = case.shape[0]
@@ -83,7 +84,7 @@ class FewShotPredictor:
         self.body = body_box(first)[0]
         self.bodies = [body_box(other)[0] for other in others]
         self.carried: dict[int, Carried] = {}
-        if correspondence == "fit" and per_mm > 0 and all(_has_extent(one) for one in (case, *support)):
+        if self.correspondence == "fit" and all(_has_extent(one) for one in (case, *support)):
             self._carry(first, others)
         self._features: dict[Shot, Tensor] = {}
         self._prototypes: dict[tuple[int, tuple[Shot, ...]], tuple[Prototypes, Prototypes]] = {}
@@ -99,8 +100,9 @@ class FewShotPredictor:
             answers.append(torch.stack(scores, dim=1))
         logits = F.interpolate(torch.cat(answers), pictures.shape[-2:], mode="bilinear", align_corners=False)
         logits = logits.float()
-        for corner, scores in zip(corners, logits, strict=True):
-            self._add_distances(scores, corner, [axis - 3 for axis in flipped])
+        if self.carried:
+            for corner, scores in zip(corners, logits, strict=True):
+                self._add_outlines(scores, corner, [axis - 3 for axis in flipped])
         return logits[:, :, None]
 
     def _carry(self, first: Volume, others: Sequence[Volume]) -> None:
@@ -115,14 +117,14 @@ class FewShotPredictor:
                          for n, _ in shown]  # fmt: skip
                 self.carried[code] = carry_class(first, _mm(self.case), shots)
 
-    def _add_distances(self, scores_KYX: Tensor, corner: Corner, from_end: list[int]) -> None:
-        """Add what each pixel's distance from the carried outlines is worth."""
+    def _add_outlines(self, scores_KYX: Tensor, corner: Corner, from_end: list[int]) -> None:
+        """Add what each pixel's place in the carried outlines, and its look, are worth."""
         height, width = scores_KYX.shape[-2:]
         lower = (min(max(corner[0], 0), self.num_slices - 1), *corner[1:])
         upper = (lower[0] + 1, lower[1] + height, lower[2] + width)
         for code, carried in self.carried.items():
-            inside = torch.from_numpy(carried.distances(lower, upper)).to(scores_KYX.device)
-            scores_KYX[code] += self.per_mm * inside.flip(from_end)
+            worth = carried.worth(lower, upper, per_mm=self.per_mm, per_look=self.per_look, absent=ABSENT)
+            scores_KYX[code] += torch.from_numpy(worth).to(scores_KYX.device).flip(from_end)
 
     def _score(self, query_1CYX: Tensor, z: int, code: int) -> Tensor:
         shots = self.shots(z, code, query_1CYX)
@@ -135,8 +137,8 @@ class FewShotPredictor:
     def shots(self, z: int, code: int, query_1CYX: Tensor | None = None) -> tuple[Shot, ...]:
         """Return the support slices that a slice is compared with for a class; none if it has none there."""
         if code in self.extents:
-            part = part_of(z, *self.extents[code], self.parts)
-            return tuple((n, slices_of_parts(found, self.parts)[part]) for n, found in self.shown[code])
+            part = part_of(z, *self.extents[code])
+            return tuple((n, slices_of_parts(found)[part]) for n, found in self.shown[code])
         if code in self.carried:
             if not self.carried[code].reaches(z):
                 return ()
@@ -149,7 +151,7 @@ class FewShotPredictor:
         return tuple((n, best) for n, best, _ in nearest) if near <= self.margin else ()
 
     def _likest(self, number: int, found: Sequence[int] | npt.NDArray[Any], query_1CYX: Tensor) -> int:
-        candidates = sorted(set(slices_of_parts(found, self.parts)))
+        candidates = sorted(set(slices_of_parts(found)))
         means = torch.cat(
             [self._support_features((number, z), query_1CYX.device).mean((2, 3)) for z in candidates]
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from medplan.data.labels import IGNORE
 
-__all__ = ["Classifier", "Prototypes", "Shrink", "alignment_loss", "query_loss", "shrink"]
+__all__ = ["Classifier", "Prototypes", "Shrink", "alignment_loss", "episode_loss", "query_loss", "shrink"]
 
 Shrink = Literal["area", "bilinear"]
 
@@ -116,6 +116,37 @@ def shrink(mask_BYX: Tensor, shape: tuple[int, int], *, how: Shrink = "area") ->
     if how == "area":
         return F.adaptive_avg_pool2d(mask_BYX[:, None], shape)[:, 0]
     return F.interpolate(mask_BYX[:, None], shape, mode="bilinear", align_corners=False)[:, 0]
+
+
+def episode_loss(
+    classifier: Classifier,
+    support_BCYX: Tensor,
+    query_BCYX: Tensor,
+    support_label_BYX: Tensor,
+    query_label_BYX: Tensor,
+    *,
+    shrink_by: Shrink = "area",
+) -> dict[str, Tensor]:
+    """Return ``loss``, its parts ``query`` and ``alignment``, and ``empty``, the share that did not count.
+
+    An episode does not count whose example was moved out of its patch by a transform.
+
+    Args:
+        support_BCYX, query_BCYX: features.
+        support_label_BYX, query_label_BYX: at pixels: 1, 0, or `IGNORE`.
+        shrink_by: how masks come to the feature grid.
+    """
+    cells = (support_BCYX.shape[-2], support_BCYX.shape[-1])
+    mask, behind = (
+        shrink((support_label_BYX == value).to(support_BCYX.dtype), cells, how=shrink_by) for value in (1, 0)
+    )
+    scores = classifier.segment(query_BCYX, support_BCYX, mask, behind)
+    segmentation = query_loss(scores, query_label_BYX)
+    alignment = alignment_loss(classifier, scores, query_BCYX, support_BCYX, support_label_BYX)
+    is_shown = (support_label_BYX == 1).flatten(1).any(1).to(scores.dtype)
+    share = is_shown / is_shown.sum().clamp_min(1)
+    first, second = ((loss * share).sum() for loss in (segmentation, alignment))
+    return {"loss": first + second, "query": first, "alignment": second, "empty": 1 - is_shown.mean()}
 
 
 def query_loss(scores_B2YX: Tensor, label_BYX: Tensor) -> Tensor:

@@ -14,15 +14,34 @@ import numpy.typing as npt
 
 from medplan.data.labels import IGNORE
 from medplan.errors import MethodError
+from medplan.samples.augment import Augmentation
 from medplan.samples.cases import Case, CaseStore
 from medplan.samples.sampling import cut
 from medplan.samples.slices import allowed_slices, part_of, slices_of_parts, slices_with
 from medplan.samples.spatial import Spatial
 
-__all__ = ["LabelledEpisodes", "MixedEpisodes", "Slices", "SuperpixelEpisodes"]
+__all__ = ["LabelledEpisodes", "MixedEpisodes", "Slices", "SuperpixelEpisodes", "gamma_of_views"]
 
 Voxel = tuple[int, int, int]
 Element = dict[str, Any]
+
+VIEWS = Spatial(
+    rotation_probability=1.0,
+    degrees=5.0,
+    shear_degrees=5.0,
+    scaling_probability=1.0,
+    # A region of this size fills the patch: zooming in by 1.2 shows 1 / 1.2 of it.
+    scale=(1 / 1.2, 1 / 0.9),
+    in_plane=True,
+    elastic_probability=1.0,
+    elastic_voxels=2.0,
+)
+"""Transforms of the views of an episode, those of the released code."""
+
+SHIFT = 5
+"""Greatest shift of a view, in pixels."""
+
+GAMMA = (0.5, 1.5)
 
 SMALLEST_REGION = 64
 """Pixels of a superpixel below which it says little at the resolution of the features (8 x 8)."""
@@ -67,8 +86,8 @@ class SuperpixelEpisodes:
 
     patch_size: Voxel
     slices: Slices
-    spatial: Spatial
-    shift: int = 5
+    spatial: Spatial = VIEWS
+    shift: int = SHIFT
 
     def __call__(self, store: CaseStore, rng: np.random.Generator) -> Element:
         keys = self.slices.cases(store)
@@ -112,11 +131,10 @@ class SuperpixelEpisodes:
 class LabelledEpisodes:
     """A labelled organ of one case as example for the same organ in another.
 
-    The example is the slice, among `parts` of the organ, at the query's relative position.
+    The example is the slice, among the parts of the organ, at the query's relative position.
 
     Attributes:
         codes: per dataset those that are learnt.
-        parts: of an organ along z.
 
     Differs: any other case can be the example, and is transformed too, where the original takes three fixed
         slices of one case as they are; a query always shows the organ.
@@ -124,10 +142,9 @@ class LabelledEpisodes:
 
     patch_size: Voxel
     slices: Slices
-    spatial: Spatial
     codes: dict[str, tuple[int, ...]]
-    parts: int = 3
-    shift: int = 5
+    spatial: Spatial = VIEWS
+    shift: int = SHIFT
 
     def __call__(self, store: CaseStore, rng: np.random.Generator) -> Element:
         found = self.draw(store, rng)
@@ -151,8 +168,8 @@ class LabelledEpisodes:
             others = [other for other in others if len(self._shown(other, code))] or [case]
             support = others[int(rng.integers(len(others)))]
             z = int(query[int(rng.integers(len(query)))])
-            part = part_of(z, int(query[0]), int(query[-1]), self.parts)
-            best = slices_of_parts(self._shown(support, code), self.parts)[part]
+            part = part_of(z, int(query[0]), int(query[-1]))
+            best = slices_of_parts(self._shown(support, code))[part]
             element: Element = {"case": f"{support.key} {case.key}"}
             element |= self._view("support", support, best, code, rng)
             return element | self._view("query", case, z, code, rng)
@@ -187,6 +204,22 @@ class MixedEpisodes:
             if element is not None:
                 return element
         return self.superpixels(store, rng)
+
+
+def gamma_of_views(patch_size: Voxel) -> Augmentation:
+    """Return the transform of the intensities of views: nothing but a gamma, always."""
+    never = (0.0, 1.0, 1.0)
+    return Augmentation(
+        patch_size=patch_size,
+        mirror_axes=(),
+        noise=never,
+        blurring=never,
+        brightness=never,
+        contrast=never,
+        coarseness=never,
+        inverted_gamma=never,
+        gamma=(1.0, *GAMMA),
+    )
 
 
 def _around(

@@ -7,7 +7,10 @@ import numpy.typing as npt
 
 from medplan.samples.cases import Case
 
-__all__ = ["allowed_slices", "matching_slice", "part_of", "slices_of_parts", "slices_with"]
+__all__ = ["PARTS", "allowed_slices", "matching_slice", "part_of", "slices_of_parts", "slices_with"]
+
+PARTS = 3
+"""Of a class along z, for each of which an example has one slice. Source: SSL-ALPNet."""
 
 
 def slices_with(case: Case, code: int) -> npt.NDArray[np.intp]:
@@ -24,7 +27,7 @@ def allowed_slices(case: Case, *, without: Collection[int] = ()) -> npt.NDArray[
     return np.setdiff1d(np.arange(case.shape[0]), np.concatenate(banned) if banned else [])
 
 
-def slices_of_parts(slices: Sequence[int] | npt.NDArray[np.intp], parts: int) -> tuple[int, ...]:
+def slices_of_parts(slices: Sequence[int] | npt.NDArray[np.intp], parts: int = PARTS) -> tuple[int, ...]:
     """Return the slice in the middle of each of `parts` equal parts, lowest first.
 
     Three parts of n slices: those at n/6, 3n/6 and 5n/6; a class in one or two slices repeats them.
@@ -36,7 +39,7 @@ def slices_of_parts(slices: Sequence[int] | npt.NDArray[np.intp], parts: int) ->
     )
 
 
-def part_of(z: int, lowest: int, highest: int, parts: int) -> int:
+def part_of(z: int, lowest: int, highest: int, parts: int = PARTS) -> int:
     """Return which of `parts` equal parts of [lowest, highest] a slice lies in; beyond, the nearest one."""
     length = highest - lowest + 1
     return min(parts - 1, max(0, (z - lowest) * parts // length))

@@ -18,7 +18,6 @@ CONFIG: dict[str, Any] = {
     "manual_share": 1.0,
     "finetune_lr": 3e-3,
     "eval_window": 1,
-    "margin": 0.2,
 }
 TRAINING = {"lr": 3e-3}
 

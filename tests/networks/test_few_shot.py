@@ -158,6 +158,16 @@ def test_outlines_follow_windows_and_mirrored_windows(query, support):
     assert torch.equal(mirrored.argmax(0)[0].flip(1), inside) and inside.any()
 
 
+def test_a_class_that_can_be_anywhere_is_found_by_its_look_alone(support):
+    elsewhere = make_case("e", [(1, 2.0, 9, 11, 32)])
+    elsewhere = replace(elsewhere, prompts={"anywhere": True})
+    predictor = FewShotPredictor(
+        encode, Classifier(window=1), elsewhere, [support], num_outputs=2, correspondence="fit"
+    )
+    assert not predictor.carried
+    assert dice(segment(elsewhere, [support], num_outputs=2) == 1, elsewhere.codes == 1) > 0.9
+
+
 def test_pictures_and_given_extents_are_not_fitted(query, support):
     plain = {"num_outputs": 3, "correspondence": "fit"}
     for case in (replace(query, spacing_mm=None), replace(query, prompts={"extent": {1: (4, 7), 2: (7, 8)}})):

@@ -116,7 +116,7 @@ def poisoned(store):
 def test_no_slice_of_a_novel_class_is_learnt_from(store):
     still = Spatial(rotation_probability=1, scaling_probability=1, in_plane=True, elastic_probability=1)
     superpixels = SuperpixelEpisodes(PATCH, WITHOUT, still)
-    labelled = LabelledEpisodes(PATCH, WITHOUT, still, {"Phantom": (1,)})
+    labelled = LabelledEpisodes(PATCH, WITHOUT, {"Phantom": (1,)}, still)
     finetune = MixedEpisodes(labelled, superpixels, 0.5)
     views = TwoViews(32, 3, WITHOUT)
     bad = poisoned(store)
@@ -138,7 +138,7 @@ def test_all_slices_novel_is_one_sentence(store):
 
 
 def test_an_organ_of_one_case_is_the_example_for_the_same_in_another(store):
-    sampler = LabelledEpisodes(PATCH, Slices(("labelled",)), STILL, {"Phantom": (1,)}, shift=0)
+    sampler = LabelledEpisodes(PATCH, Slices(("labelled",)), {"Phantom": (1,)}, STILL, shift=0)
     for seed in range(15):
         element = sampler(store, np.random.default_rng(seed))
         first, second = element["case"].split()
@@ -151,9 +151,9 @@ def test_an_organ_of_one_case_is_the_example_for_the_same_in_another(store):
 
 def test_a_single_labelled_case_is_its_own_example(store):
     alone = replace(store, roles={"labelled": ("Phantom/a",)})
-    sampler = LabelledEpisodes(PATCH, Slices(("labelled",)), STILL, {"Phantom": (1,)})
+    sampler = LabelledEpisodes(PATCH, Slices(("labelled",)), {"Phantom": (1,)}, STILL)
     assert sampler(alone, np.random.default_rng(0))["case"] == "Phantom/a Phantom/a"
-    nothing = LabelledEpisodes(PATCH, Slices(("labelled",)), STILL, {"Phantom": ()})
+    nothing = LabelledEpisodes(PATCH, Slices(("labelled",)), {"Phantom": ()}, STILL)
     assert nothing.draw(alone, np.random.default_rng(0)) is None
 
 
