@@ -32,7 +32,6 @@ the padding around small images is cut off; spatial augmentation is that of ever
 normalised as the plan says. ``compat`` brings back the first four.
 """
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -252,11 +251,7 @@ class Hermes(Method):
         if plan.method != self.plan.method:
             raise MethodError(f"{where}: was trained with '{plan.method}', not with '{self.plan.method}'.")
         config = _with_names(decode(Config, plan.config, where=where), plan)
-        averaged = {
-            key.removeprefix("average.").replace("/", "."): value
-            for key, value in weights.items()
-            if key.startswith("average.")
-        }
+        averaged = MovingAverage.saved(weights, "average")
         self._take_over(averaged, tasks=config.tasks, modalities=config.modalities, where=where)
 
     def phases(self) -> Sequence[Phase]:
@@ -317,10 +312,8 @@ class Hermes(Method):
 
     def heatmaps(self) -> Mapping[str, Heatmap]:
         """Return how alike the tokens of tasks are in the network that predicts."""
-        averaged = copy.deepcopy(self.network)
-        averaged.load_state_dict(self.average.weights())
         with torch.no_grad():
-            found = averaged.similarity().cpu()
+            found = self.average.applied(self.network).similarity().cpu()
         # Each token is as like itself as can be; the colours are for the others.
         most = max(0.01, float(found.triu(1).abs().max()))
         title = "Similarity of the task tokens (mean cosine over levels)"

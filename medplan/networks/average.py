@@ -1,12 +1,16 @@
 """Exponential moving average of a network's weights, kept in buffers."""
 
-from typing import Any
+import copy
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 __all__ = ["MovingAverage"]
+
+_Network = TypeVar("_Network", bound=nn.Module)
 
 
 class MovingAverage(nn.Module):
@@ -42,6 +46,19 @@ class MovingAverage(nn.Module):
     def weights(self) -> dict[str, Tensor]:
         """Return the averaged weights under the network's names."""
         return {name: self.get_buffer(mine) for name, mine in self._names.items()}
+
+    @staticmethod
+    def saved(state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+        """Return the averaged weights, under the network's names, in the state of a module that keeps them as
+        `name`."""
+        found = {key: value for key, value in state.items() if key.startswith(f"{name}.")}
+        return {key.removeprefix(f"{name}.").replace("/", "."): value for key, value in found.items()}
+
+    def applied(self, network: _Network) -> _Network:
+        """Return a copy of the network that has the averaged weights."""
+        averaged = copy.deepcopy(network)
+        averaged.load_state_dict(self.weights())
+        return averaged
 
     def call(self, network: nn.Module, *arguments: Any) -> Any:
         """Run the network with the averaged weights."""
