@@ -5,8 +5,9 @@
 ``published`` follows SSL-ALPNet and DenseMP: the true extent of the class along z is known, split into three
 parts, each served by the middle slice of the same part of the support; only slices of the extent are scored,
 so that false positives elsewhere cost nothing. The other modes know nothing of the query and score every
-slice: ``position`` matches slices by their position in the body, ``fit`` fits the support onto the query, and
-``outline`` takes what that fit carries over as it is, without any network.
+slice. ``position`` matches slices by their position in the body. ``fit`` is what users get: it fits the
+support onto the query, and adds the place and the look of pixels to what the network says. ``outline`` takes
+what the fit carries over as it is, and ``outline and look`` lets that move, both without any network.
 
 WEIGHTS.pt is a run's ``last.pt``, or what a phase left (``contrastive.pt``, ``superpixel.pt``). ``--random``
 takes its plan and leaves the encoder random.
@@ -25,6 +26,7 @@ import numpy.typing as npt
 import torch
 
 from medplan import checkpoint, registry
+from medplan.networks.carried import Carried
 from medplan.plan.schema import Plan
 from medplan.predict.sliding_window import predict_classes
 from medplan.samples.cases import Case, CaseStore
@@ -32,7 +34,8 @@ from medplan.samples.slices import slices_with
 from medplan.workspace import Workspace
 
 Mask = npt.NDArray[np.bool_]
-MODES = ("published", "position", "fit", "outline")
+MODES = ("published", "position", "fit", "outline", "outline and look")
+Fits = dict[tuple[str, str], dict[int, Carried]]
 
 
 def main() -> None:
@@ -65,7 +68,7 @@ def main() -> None:
     for mode in MODES:
         listed = "  ".join(f"{name} {100 * of[mode]:.1f}" for name, of in dice.items())
         mean = float(np.mean([of[mode] for of in dice.values()]))
-        print(f"{mode:<10} mean {100 * mean:5.1f}  {listed}")
+        print(f"{mode:<16} mean {100 * mean:5.1f}  {listed}")
     counts = f"{len(store.role('validation'))} cases, {len(store.role('support'))} shot"
     print(f"{counts}, {time.monotonic() - start:.0f} s", file=sys.stderr)
 
@@ -79,9 +82,19 @@ def folders_of(space: Workspace, plan: Plan) -> dict[str, Path]:
 
 
 def dice_of_all(
-    method: Any, plan: Plan, store: CaseStore, classes: Sequence[str], device: str
+    method: Any,
+    plan: Plan,
+    store: CaseStore,
+    classes: Sequence[str],
+    device: str,
+    fits: Fits | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Return, per class and mode, the mean Dice over the validation cases that show it."""
+    """Return, per class and mode, the mean Dice over the validation cases that show it.
+
+    Args:
+        fits: where fits are kept, which do not depend on the network.
+    """
+    fits = {} if fits is None else fits
     method.encode = remembering(method.encode)
     names = plan.learned[0].labels.names
     support = [store[key] for key in store.role("support")]
@@ -89,7 +102,7 @@ def dice_of_all(
     for key in store.role("validation"):
         case = store[key]
         for name in classes:
-            found[name].append(score(method, plan, case, support, names.index(name) + 1, device))
+            found[name].append(score(method, plan, case, support, names.index(name) + 1, device, fits))
     return {
         name: {mode: float(np.nanmean([one[mode] for one in several])) for mode in MODES}
         for name, several in found.items()
@@ -98,7 +111,7 @@ def dice_of_all(
 
 @torch.no_grad()
 def score(
-    method: Any, plan: Plan, case: Case, support: list[Case], code: int, device: str
+    method: Any, plan: Plan, case: Case, support: list[Case], code: int, device: str, fits: Fits
 ) -> dict[str, float]:
     """Return the Dice of one class, by mode; NaN where the query does not show it."""
     shown = [only(other, code) for other in support]
@@ -111,18 +124,28 @@ def score(
     dice = {}
     for mode in MODES[:3]:
         prompts = {"extent": {1: extent}} if mode == "published" else {}
-        matched = "position" if mode == "published" else mode
+        known = fits.get((case.key, labels_of(plan)[code - 1])) if mode == "fit" else None
+        matched = "fit" if mode == "fit" and known is None else "position"
         method.config = replace(method.config, correspondence=matched)
         query = replace(case, prompts={**prompts, "classes": ("class",)})
         predictor = method.predictor(query, shown)
+        if mode == "fit":
+            predictor.carried = fits[case.key, labels_of(plan)[code - 1]] = known or predictor.carried
         predicted = predict_classes(predictor, query, labels, patch_size=plan.patch_size, device=device) == 1
         inside = slice(extent[0], extent[1] + 1) if mode == "published" else slice(None)
         dice[mode] = overlap(predicted[inside], truth[inside])
-    outline = np.zeros(case.shape, bool)
     carried = predictor.carried[1]
-    box = zip(carried.box, carried.inside_mm.shape, strict=True)
-    outline[tuple(slice(low, low + length) for low, length in box)] = carried.inside_mm > 0
-    return {**dice, "outline": overlap(outline, truth)}
+    for mode, per_look in (("outline", 0.0), ("outline and look", predictor.per_look)):
+        weights = {"per_mm": predictor.per_mm, "per_look": per_look, "absent": -1.0}
+        planes = [
+            carried.worth((z, 0, 0), (z + 1, *case.shape[1:]), **weights) > 0 for z in range(case.shape[0])
+        ]
+        dice[mode] = overlap(np.stack(planes), truth)
+    return dice
+
+
+def labels_of(plan: Plan) -> tuple[str, ...]:
+    return plan.learned[0].labels.names
 
 
 def overlap(one: Mask, other: Mask) -> float:

@@ -68,7 +68,7 @@ def main() -> None:
     record: Record = {"pace": {}, "arms": {}}
     if options.output.is_file():
         record = json.loads(options.output.read_text())
-    space = Workspace.open(options.workspace)
+    space, fits = Workspace.open(options.workspace), fewshot.Fits()
     for name in options.sets:
         for group in options.groups:
             plan = make_plan(space, name, group, options)
@@ -78,7 +78,7 @@ def main() -> None:
                 if options.what == "train" and "steps" not in row:
                     row |= train_arm(space, plan, arm, options.seconds, record["pace"])
                 elif options.what == "score" and "steps" in row and "dice" not in row:
-                    row["dice"] = score_arm(space, plan, arm, options.seconds)
+                    row["dice"] = score_arm(space, plan, arm, options.seconds, fits)
                 else:
                     continue
                 print(key, json.dumps(row), flush=True)
@@ -137,10 +137,12 @@ def train_arm(
     return {"steps": steps, "seconds": round(spent, 1)}
 
 
-def score_arm(space: Workspace, plan: Plan, arm: str, seconds: float) -> dict[str, dict[str, float]]:
+def score_arm(
+    space: Workspace, plan: Plan, arm: str, seconds: float, fits: fewshot.Fits
+) -> dict[str, dict[str, float]]:
     """Return the Dice of every novel class by mode."""
     method = method_of(space, plan, arm, seconds)
-    return fewshot.dice_of_all(method, plan, store_of(space, plan), plan.learned[0].novel, "cpu")
+    return fewshot.dice_of_all(method, plan, store_of(space, plan), plan.learned[0].novel, "cpu", fits)
 
 
 def method_of(space: Workspace, plan: Plan, arm: str, seconds: float) -> Method:

@@ -185,6 +185,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="CASE|IMAGE:LABEL",
         help="labelled example, a case or two files; repeatable",
     )
+    predict.add_argument(
+        "--anywhere",
+        action="store_true",
+        help="what the example shows can be anywhere in a scan, as a lesion can",
+    )
     predict.add_argument("--tasks", nargs="+", default=[], metavar="CLASS", help="only these classes")
     predict.add_argument("--dataset-labels", metavar="NAME", help="whose classes, of several datasets")
     predict.add_argument("--modality", help="of the images, or 'unknown'; for methods that are told it")

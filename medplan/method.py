@@ -62,7 +62,7 @@ class Needs:
         prompts: predictions take boxes that a user gives, or finds them itself: see `Case.prompts`.
         new_classes: it segments classes that it has not learnt, shown by support cases (``predict
             --support``). The query case then holds the names of the classes in `Case.prompts` under
-            ``classes``.
+            ``classes``, and True under ``anywhere`` if they are not bound to a place.
         aligned: cases should lie in the space of the atlas; where they do not, the planner asks for an affine
             alignment (`Grid.align_to`).
         told_modality: it is told the modality of an image, or that it is unknown: a user's word for it is in

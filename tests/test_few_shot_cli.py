@@ -37,6 +37,8 @@ def test_a_new_class_is_segmented_from_a_case_or_from_two_files(raw_dataset, tmp
     assert main([*predict, "-o", str(out / "pair"), "--support", example]) == 0
     assert set(np.unique(read_label(out / "pair" / "case00.nii.gz")[0])) <= {0, 7}
     assert '"label 7": 7' in (out / "pair" / "dataset.json").read_text()
+    anywhere = [*predict, "-o", str(out / "anywhere"), "--support", example, "--anywhere"]
+    assert main(anywhere) == 0 and (out / "anywhere" / "case00.nii.gz").is_file()
     capsys.readouterr()
     assert main([*predict, "-o", str(out / "none"), "--support", "case99"]) == 2
     assert "no case 'case99'" in capsys.readouterr().err

@@ -29,6 +29,7 @@ def predict(
     tasks: Sequence[str],
     dataset_labels: str | None,
     modality: str | None,
+    anywhere: bool,
     device: str,
     workspace: Path | None,
 ) -> None:
@@ -64,6 +65,7 @@ def predict(
         output_size=None if output_size is None else (output_size[0], output_size[1]),
         prompt=prompt_mode,
         modality=modality,
+        anywhere=anywhere,
     )
     print(f"Model: {source}", flush=True)
     run_prediction(

@@ -31,6 +31,8 @@ class Options:
         prompt: what stands in for the box of an image that none is given for, for methods that take boxes:
             ``auto`` has a first look at the whole image find it, ``none`` takes the whole image.
         modality: of the images, for methods that are told it; None takes what the dataset says.
+        anywhere: what an example shows can be anywhere in a scan, as a lesion can, and not only where others
+            have it, as an organ; for methods that are shown their classes.
     """
 
     step: float = 0.5
@@ -41,6 +43,7 @@ class Options:
     output_size: tuple[int, int] | None = None
     prompt: Literal["auto", "none"] = "auto"
     modality: str | None = None
+    anywhere: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.step <= 1:
@@ -56,6 +59,10 @@ class Options:
             if not needs.told_modality:
                 raise UsageError("--modality: the method is not told the modality; leave it out.")
             told["modality"] = self.modality
+        if self.anywhere:
+            if not needs.new_classes:
+                raise UsageError("--anywhere: the method is not shown its classes by examples; leave it out.")
+            told["anywhere"] = True
         return told
 
 

@@ -44,3 +44,10 @@ def test_a_modality_is_for_methods_that_are_told_it():
     assert "modality" not in Options().prompts(Needs())
     with pytest.raises(UsageError, match="--modality"):
         told.prompts(Needs())
+
+
+def test_that_a_class_can_be_anywhere_is_for_methods_that_are_shown_classes():
+    assert Options(anywhere=True).prompts(Needs(new_classes=True))["anywhere"] is True
+    assert "anywhere" not in Options().prompts(Needs(new_classes=True))
+    with pytest.raises(UsageError, match="--anywhere"):
+        Options(anywhere=True).prompts(Needs())
