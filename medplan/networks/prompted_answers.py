@@ -114,13 +114,12 @@ class PromptedAnswers:
         first_YX = self.answer(maps, whole_4, number, self.shape, depth)
         box_N4 = torch.from_numpy(boxes_of_components((first_YX > 0).cpu().numpy())).to(whole_4)
         if len(box_N4) == 0:
-            return self.answer(maps, whole_4, number, shape, depth)
+            return _resized(first_YX, shape)
         sides_N4 = (box_N4[:, 2:] - box_N4[:, :2]).repeat(1, 2)
         box_N4 = widened(box_N4, FOUND_MARGIN * sides_N4, self.shape)
         field_YX = self.united(maps, box_N4, number, shape, depth)
         if self.keeps_first_look:
-            field_YX += F.interpolate(first_YX[None, None], shape, mode="bilinear")[0, 0]
-            field_YX /= 2
+            field_YX = (field_YX + _resized(first_YX, shape)) / 2
         return field_YX
 
     def united(self, maps: Maps, box_N4: Tensor, number: int, shape: tuple[int, int], depth: float) -> Tensor:
@@ -134,3 +133,7 @@ class PromptedAnswers:
         """Return logits of one class, prompted with one box, on a grid of any shape."""
         found_YX = self.network.answer(maps, box_4, shape, number, depth=depth, openness=self.openness)
         return found_YX.float()
+
+
+def _resized(field_YX: Tensor, shape: tuple[int, int]) -> Tensor:
+    return F.interpolate(field_YX[None, None], shape, mode="bilinear")[0, 0]
