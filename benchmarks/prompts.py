@@ -7,9 +7,9 @@ Of a dataset that a model learnt from, only the validation cases of its fold are
 `oracle` is the tight box of the reference, which no user has; `oracle 5 px` moves each of its sides in or out
 by up to 5 pixels of the picture; `auto` has a first look find the box; `none` prompts with the whole picture.
 `box, filled` and `box, ellipse` are what the reference's box is worth by itself: all of it is predicted, or
-the ellipse in it, without a model. A method that takes no prompts gives one row. ``--sizes`` also answers on
-square grids of other sizes, for at most `--size-cases` of the cases, evenly spread; distances are then in
-percent of the diagonal.
+the ellipse in it, without a model. A method that takes no prompts gives one row. ``--grid`` answers on a
+square grid of that size instead of each picture's own; ``--sizes`` on others besides, for at most
+`--size-cases` of the cases, evenly spread. On such grids distances are in percent of the diagonal.
 
 Dice and HD95 are means over cases; HD95 leaves cases out where either mask is empty, which `empty` counts.
 Seconds are of the processor. ``--record`` writes ``results/prompts.json``.
@@ -19,6 +19,7 @@ import argparse
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("-d", "--dataset", required=True, nargs="+", help="raw datasets with labels")
     parser.add_argument("--checkpoint", choices=["best", "last"], default="best")
     parser.add_argument("--cases", type=int, help="only so many of them")
+    parser.add_argument("--grid", type=int, help="answer on a grid of this size")
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=[], help="also answer on grids of these sizes"
     )
@@ -60,7 +62,7 @@ def main() -> None:
                 cases = spread(cases, arguments.cases)
             few = {case.id for case in spread(cases, arguments.size_cases)}
             sizes = {case.id: arguments.sizes if case.id in few else [] for case in cases}
-            figures = measure(model, cases, sizes)
+            figures = measure(model, cases, sizes, grid=arguments.grid)
             print(f"\n{model.plan.method} on {len(cases)} cases of {name}")
             print(f"{'prompt':<18} {'Dice':>7} {'HD95':>8} {'empty':>6} {'s/case':>7}")
             for prompt, found in figures.items():
@@ -78,7 +80,7 @@ def chosen(model: Model, folder: Path) -> list[RawCase]:
     learnt = [own for own in model.plan.datasets if own.name == dataset.name]
     if not learnt:
         return cases
-    kept = {case for number in model.folds for case in learnt[0].folds[number].validation}
+    kept = {case for number in model.folds for case in learnt[0].folds[number]["validation"]}
     return [case for case in cases if case.id in kept]
 
 
@@ -89,12 +91,13 @@ def spread(cases: Sequence[RawCase], number: int) -> list[RawCase]:
 
 
 def measure(
-    model: Model, cases: Sequence[RawCase], sizes: Mapping[str, Sequence[int]]
+    model: Model, cases: Sequence[RawCase], sizes: Mapping[str, Sequence[int]], *, grid: int | None = None
 ) -> dict[str, dict[str, float]]:
     """Return Dice, HD95, number of cases without a distance, and seconds per case, by prompt.
 
     Args:
         sizes: of square grids to answer on too, by case.
+        grid: size of the square grid to answer on; None for each picture's own.
     """
     labels = model.dataset.labels
     collected: dict[str, list[tuple[float, float, float]]] = {}
@@ -103,6 +106,8 @@ def measure(
         image = read_image(case.images, channels=len(model.dataset.channels))
         reference, geometry = read_label(case.label)
         for name, boxes, options in prompts(model, reference, labels, case.id, sizes[case.id]):
+            if options.output_size is None and grid is not None:
+                options = replace(options, output_size=(grid, grid))
             start = time.process_time()
             if name in (FILLED, ELLIPSE):
                 found = filled(boxes or {}, labels, reference, ellipse=name == ELLIPSE)
@@ -112,6 +117,7 @@ def measure(
             seconds = time.process_time() - start
             truth, scale = reference, 1.0
             if options.output_size is not None:
+                found = nearest(found, options.output_size)  # boxes are filled on the picture's own grid
                 truth = nearest(reference, options.output_size)
                 scale = 100 / math.hypot(*options.output_size)
             scores = score_case(found, truth, labels=labels, spacing_mm=geometry.spacing_mm)
