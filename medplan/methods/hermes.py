@@ -251,6 +251,11 @@ class Hermes(Method):
         if plan.method != self.plan.method:
             raise MethodError(f"{where}: was trained with '{plan.method}', not with '{self.plan.method}'.")
         config = _with_names(decode(Config, plan.config, where=where), plan)
+        theirs, mine = (f"{p.grid.spacing_mm} mm, {p.grid.orientation}" for p in (plan, self.plan))
+        if theirs != mine:
+            logger.warning(
+                "%s: learnt on a grid of %s, and goes on with %s; better plan alike.", where, theirs, mine
+            )
         averaged = MovingAverage.saved(weights, "average")
         self._take_over(averaged, tasks=config.tasks, modalities=config.modalities, where=where)
 
