@@ -44,7 +44,7 @@ def draw(runs: list[tuple[str, list[float], list[float]]], picture: Path) -> Non
     for number, (name, seconds, scores) in enumerate(runs):
         colour = COLOURS[number % len(COLOURS)]
         axis.plot(seconds, scores, "o-", color=colour, label=name, markersize=3, linewidth=1.5)
-    axis.set_xlabel("processor time in s")
+    axis.set_xlabel("time of training steps in s")
     axis.set_ylabel("validation Dice")
     axis.grid(color="0.9")
     axis.spines[["top", "right"]].set_visible(False)

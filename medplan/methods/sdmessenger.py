@@ -85,6 +85,7 @@ FROM_SCRATCH: Mapping[str, Any] = {
     "warmup_steps": 750,
     "warmup_exchange": False,
     "ramp": 0.1,
+    "unsupervised_weight": 3.0,
     "ema": 0.99,
     "paste_fraction": (0.4, 0.8),
     "paste_back": 0.5,
