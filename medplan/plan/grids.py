@@ -101,7 +101,7 @@ def choose_orientation(
 
     Args:
         slice_axes: per case the canonical axis that its thick slices are stacked along; None without such.
-        needs_canonical: the method compares cases voxel by voxel, or goes on with what it learnt from others.
+        needs_canonical: the method compares cases voxel by voxel.
     """
     if is_picture:
         return None, "pictures stay as they are"

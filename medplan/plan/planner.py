@@ -193,9 +193,8 @@ def _grid(
     is_picture = read.is_picture(facts)
     modalities = [modality for each in facts for modality in each.modalities]
     crop, reasons["grid.crop"] = choose_crop(modalities, is_picture=is_picture)
-    canonical = needs.aligned or needs.several_datasets
     orientation, reasons["grid.orientation"] = choose_orientation(
-        read.slice_axes(facts), dims=dims, is_picture=is_picture, needs_canonical=canonical
+        read.slice_axes(facts), dims=dims, is_picture=is_picture, needs_canonical=needs.aligned
     )
     facts = facts if orientation is not None else read.as_stored(facts)
     spacing = overrides.value("grid.spacing_mm", "spacing")
