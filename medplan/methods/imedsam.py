@@ -360,7 +360,7 @@ class ImedSam(Method):
             is_exclusive=labels.is_exclusive,
             shape=(self.plan.patch_size[1], self.plan.patch_size[2]),
             openness=1.0 if self.config.compat else float(self.openness),
-            keeps_first_look=bool(self.config.from_nothing),
+            is_young=bool(self.config.from_nothing),
         )
 
     def _embed(self, image_BCYX: Tensor, keys: Sequence[Hashable] = ()) -> Maps:

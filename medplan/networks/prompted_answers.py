@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medplan.networks.implicit_sam import ImplicitSam, Maps
-from medplan.samples.box_prompts import boxes_of_components, in_slice, whole_image, widened
+from medplan.samples.box_prompts import boxes_of_components, coverage, in_slice, whole_image, widened
 from medplan.samples.cases import Case
 from medplan.samples.prompted import depth_of
 
@@ -16,6 +16,8 @@ __all__ = ["NOTHING", "PromptedAnswers"]
 
 FOUND_MARGIN = 0.05
 """Boxes that a first look found are widened by this share of their sides."""
+CUT_MARGIN = 0.1
+"""The same of boxes beyond which the answer of a young network is not believed."""
 NOTHING = -20.0
 """Logit where the boxes that were given leave a slice out."""
 
@@ -35,8 +37,8 @@ class PromptedAnswers:
             than 1/2.
         shape: height and width of the images that it sees.
         openness: of its coordinate code.
-        keeps_first_look: answer with the mean of the first look's logits and those of the boxes that it
-            found, so that poor boxes cannot spoil them.
+        is_young: the network learnt from nothing, and is not trusted far: nothing is found outside of a box,
+            widened by `CUT_MARGIN`; where a first look found the boxes, its logits count as much as theirs.
     """
 
     network: ImplicitSam
@@ -44,7 +46,7 @@ class PromptedAnswers:
     is_exclusive: bool
     shape: tuple[int, int]
     openness: float = 1.0
-    keeps_first_look: bool = False
+    is_young: bool = False
 
     def of_slices(
         self, case: Case, shape: tuple[int, int], embed: Callable[[Tensor], Maps]
@@ -115,10 +117,9 @@ class PromptedAnswers:
         box_N4 = torch.from_numpy(boxes_of_components((first_YX > 0).cpu().numpy())).to(whole_4)
         if len(box_N4) == 0:
             return _resized(first_YX, shape)
-        sides_N4 = (box_N4[:, 2:] - box_N4[:, :2]).repeat(1, 2)
-        box_N4 = widened(box_N4, FOUND_MARGIN * sides_N4, self.shape)
+        box_N4 = widened(box_N4, FOUND_MARGIN * _sides(box_N4), self.shape)
         field_YX = self.united(maps, box_N4, number, shape, depth)
-        if self.keeps_first_look:
+        if self.is_young:
             field_YX = (field_YX + _resized(first_YX, shape)) / 2
         return field_YX
 
@@ -126,13 +127,21 @@ class PromptedAnswers:
         """Return the largest logits of one class over boxes (N, 4), `NOTHING` where there are none."""
         field_YX = torch.full(shape, NOTHING, device=maps[0].device)
         for box_4 in box_N4:
-            torch.maximum(field_YX, self.answer(maps, box_4, number, shape, depth), out=field_YX)
+            answer_YX = self.answer(maps, box_4, number, shape, depth)
+            if self.is_young:
+                limit_14 = widened(box_4[None], CUT_MARGIN * _sides(box_4[None]), self.shape)
+                answer_YX = answer_YX.where(coverage(limit_14, shape, self.shape)[0] > 0, NOTHING)
+            torch.maximum(field_YX, answer_YX, out=field_YX)
         return field_YX
 
     def answer(self, maps: Maps, box_4: Tensor, number: int, shape: tuple[int, int], depth: float) -> Tensor:
         """Return logits of one class, prompted with one box, on a grid of any shape."""
         found_YX = self.network.answer(maps, box_4, shape, number, depth=depth, openness=self.openness)
         return found_YX.float()
+
+
+def _sides(box_N4: Tensor) -> Tensor:
+    return (box_N4[:, 2:] - box_N4[:, :2]).repeat(1, 2)
 
 
 def _resized(field_YX: Tensor, shape: tuple[int, int]) -> Tensor:

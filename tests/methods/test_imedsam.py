@@ -156,7 +156,20 @@ def test_what_a_first_look_found_weighs_as_much_as_its_boxes_where_nothing_was_p
 
     monkeypatch.setattr(answers, "answer", answer)
     found = logits(method, case_of())[1, 0]
-    assert (found[4:14, 6:16] == expected).all() and (found[20:] == -1).all()
+    assert (found[4:14, 6:16] == expected).all() and (found[20:] < 0).all()
+
+
+@pytest.mark.parametrize(("from_nothing", "expected"), [(True, NOTHING), (False, 1.0)])
+def test_nothing_is_found_far_from_a_box_where_nothing_was_published(monkeypatch, from_nothing, expected):
+    method, _ = make(config={"from_nothing": from_nothing})
+    monkeypatch.setattr(type(method._answers()), "answer", lambda *given: torch.ones(given[4]))
+    boxes = np.array([[0.0, 10, 6, 1, 20, 26]])
+    for shape in (None, (1, 3 * SIDE, 2 * SIDE)):
+        found = logits(method, case_of(boxes=boxes), shape)[1, 0]
+        y, x = (side // SIDE for side in found.shape)
+        assert (found[9 * y : 21 * y, 4 * x : 28 * x] == 1).all()
+        for outside in (found[: 9 * y], found[21 * y :], found[:, : 4 * x], found[:, 28 * x :]):
+            assert (outside == expected).all()
 
 
 def test_answers_come_at_any_size_and_do_not_depend_on_chunks():
