@@ -70,7 +70,7 @@ from medplan.plan.schema import Plan
 from medplan.records import decode
 from medplan.samples.augment import Augmentation
 from medplan.samples.cases import Case
-from medplan.samples.paste import Boxes, DrawsPaste, boxes_around_foreground, boxes_inside_extent, paste
+from medplan.samples.paste import DrawsPaste, Pasting, paste
 from medplan.samples.sampling import Labelled, LabelledAndUnlabelled
 from medplan.samples.spatial import Spatial
 from medplan.samples.views import WeakAndStrong
@@ -248,6 +248,13 @@ class SDMessenger(Method):
         if isinstance(self.network, MessengerSegFormer) and plan.encoder_weights is None:
             logger.warning("The encoder %s starts from random weights; none were given.", plan.encoder)
         self._warms_up_with_exchange = self.config.warmup_exchange and self.config.messenger != "off"
+        self.pasting = Pasting(
+            num_classes=self.num_classes,
+            fraction=self.config.paste_fraction,
+            side=self.config.paste_side,
+            back=self.config.paste_back,
+            compat=self.config.compat,
+        )
         self.difficulty = Difficulty(self.num_classes)
         self.average = MovingAverage(self.network) if self.config.ema > 0 else None
 
@@ -325,15 +332,11 @@ class SDMessenger(Method):
     def _terms(self, batch: Batch, *, learns: bool) -> dict[str, Tensor]:
         """Return the losses of labelled patches and, if it `learns` from them too, of unlabelled ones."""
         image, codes, num_labelled = batch["image"], batch["label"], len(batch["image"])
-        boxes = self._boxes(codes, batch["paste"][:, :6])
-        mask = boxes.mask(codes.shape[1:])
-        goes_back = (batch["paste"][:, 6] < self.config.paste_back) & mask.flatten(1).any(1)
-        mask = mask ^ goes_back.view(-1, 1, 1, 1, 1)
+        mask, compared = self.pasting.masks(codes, batch["paste"])
         weak = batch["unlabelled_image"]
         strong = batch["strong_unlabelled_image"] if "strong_unlabelled_image" in batch else weak
         unlabelled = paste(strong, image, mask)
-        both = torch.cat([image, unlabelled])
-        outputs = self.network(both, num_labelled, only_labelled=not learns)
+        outputs = self.network(torch.cat([image, unlabelled]), num_labelled, only_labelled=not learns)
         known = [logits[:num_labelled] for logits in outputs]
         terms = {"supervised": self._supervised(known, codes)}
         if not learns:
@@ -341,7 +344,6 @@ class SDMessenger(Method):
         unknown = [logits[num_labelled:] for logits in outputs]
         pseudo = paste(self._pseudo_labels(weak), codes.long(), mask)
         against = partial(pseudo_label_loss, compat=self.config.compat)
-        compared = boxes.transposed().mask(codes.shape[1:]) if self.config.compat else mask
         return terms | {
             "pseudo": deep_supervision(against, unknown, pseudo),
             "consistency": paste_consistency(known[0].float(), unknown[0].float(), compared),
@@ -361,12 +363,6 @@ class SDMessenger(Method):
             logits = self._evaluate(image).float()
         self.network.train()
         return pseudo_labels(logits, threshold=self.config.threshold)
-
-    def _boxes(self, codes: Tensor, uniform: Tensor) -> Boxes:
-        config = self.config
-        if config.paste_side is not None:
-            return boxes_inside_extent(codes, uniform, side=config.paste_side)
-        return boxes_around_foreground(codes, self.num_classes, uniform, fraction=config.paste_fraction)
 
     def _supervised(self, outputs: Sequence[Tensor], codes: Tensor) -> Tensor:
         weights = None

@@ -19,7 +19,7 @@ from torch import Tensor
 from medplan.errors import MethodError
 from medplan.samples.cases import CaseStore
 
-__all__ = ["Boxes", "DrawsPaste", "boxes_around_foreground", "boxes_inside_extent", "paste"]
+__all__ = ["Boxes", "DrawsPaste", "Pasting", "boxes_around_foreground", "boxes_inside_extent", "paste"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,43 @@ class Boxes:
         """Return the boxes with y and x exchanged: where the released code looks for them."""
         order = [0, 2, 1]
         return Boxes(lower_B3=self.lower_B3[:, order], upper_B3=self.upper_B3[:, order])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pasting:
+    """Which part of a patch comes from the labelled and which from the unlabelled one.
+
+    Attributes:
+        num_classes: with background.
+        fraction: see `boxes_around_foreground`.
+        side: of the released square (`boxes_inside_extent`), in place of `fraction`.
+        back: probability that the box is unlabelled and all around it labelled.
+        compat: compare inside the transposed boxes, as released.
+    """
+
+    num_classes: int
+    fraction: tuple[float, float]
+    side: int | None = None
+    back: float = 0.0
+    compat: bool = False
+
+    def boxes(self, codes_BZYX: Tensor, uniform_B7: Tensor) -> Boxes:
+        """Place the boxes, see `DrawsPaste` for the numbers that decide."""
+        uniform = uniform_B7[:, :6]
+        if self.side is not None:
+            return boxes_inside_extent(codes_BZYX, uniform, side=self.side)
+        return boxes_around_foreground(codes_BZYX, self.num_classes, uniform, fraction=self.fraction)
+
+    def masks(self, codes_BZYX: Tensor, uniform_B7: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where the labelled patch is, and where both are compared: (B, 1, Z, Y, X) bool.
+
+        A patch without foreground is nowhere.
+        """
+        boxes = self.boxes(codes_BZYX, uniform_B7)
+        inside = boxes.mask(codes_BZYX.shape[1:])
+        goes_back = (uniform_B7[:, 6] < self.back) & inside.flatten(1).any(1)
+        pasted = inside ^ goes_back.view(-1, 1, 1, 1, 1)
+        return pasted, boxes.transposed().mask(codes_BZYX.shape[1:]) if self.compat else pasted
 
 
 def boxes_around_foreground(

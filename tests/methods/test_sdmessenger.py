@@ -425,8 +425,8 @@ def test_the_same_seed_pastes_the_same_box_and_sizes_may_differ_per_axis():
 def test_an_element_pastes_the_same_box_whatever_batch_it_is_in():
     plan = make_plan()
     method, batch = make_method(plan), make_batch(plan, Store(plan))
-    together = method._boxes(batch["label"], batch["paste"][:, :6])
-    alone = method._boxes(batch["label"][1:], batch["paste"][1:, :6])
+    together = method.pasting.boxes(batch["label"], batch["paste"])
+    alone = method.pasting.boxes(batch["label"][1:], batch["paste"][1:])
     assert torch.equal(alone.lower_B3, together.lower_B3[1:])
     assert torch.equal(alone.upper_B3, together.upper_B3[1:])
 
@@ -441,7 +441,7 @@ def test_pasted_back_the_labelled_patch_lies_around_the_box_in_place_of_inside_i
     with pytest.raises(ZeroDivisionError):
         step(method, batch, 5)
     size, codes = len(batch["image"]), batch["label"]
-    mask = method._boxes(codes, batch["paste"][:, :6]).mask(codes.shape[1:]) ^ bool(share)
+    mask = method.pasting.boxes(codes, batch["paste"]).mask(codes.shape[1:]) ^ bool(share)
     mask[0] = False
     assert mask[1].any() and not mask[1].all()
     expected = torch.where(mask, batch["image"], batch["unlabelled_image"])
