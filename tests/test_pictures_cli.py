@@ -15,11 +15,8 @@ from PIL import Image
 from medplan.checkpoint import load
 from medplan.cli import main
 from medplan.methods import imedsam
-from medplan.networks.implicit_sam import released_state
+from medplan.networks.released_imedsam import released_state
 from tests.networks.test_implicit_sam import released_names, sam_file
-
-SMALL = {"coarse_widths": [16, 12], "fine_widths": [12, 8], "head_width": 6, "num_features": 5}
-DECODER = [argument for key, value in SMALL.items() for argument in ("--set", f"config.{key}={value}")]
 
 MEASURED = """
 import resource, sys
@@ -53,7 +50,7 @@ def plan(tmp_path):
     make_pictures(tmp_path)
     where = ["-d", "Pictures", "-m", "imedsam", "--workspace", str(tmp_path)]
     small = ["--encoder", "tiny", "--patch-size", "32", "32", "--batch-size", "2", "--gpu-memory", "2"]
-    return ["plan_and_preprocess", *where, *small, *DECODER], where
+    return ["plan_and_preprocess", *where, *small], where
 
 
 @pytest.mark.slow
