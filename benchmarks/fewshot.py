@@ -104,7 +104,7 @@ def dice_of_all(
         for name in classes:
             found[name].append(score(method, plan, case, support, names.index(name) + 1, device, fits))
     return {
-        name: {mode: float(np.nanmean([one[mode] for one in several])) for mode in MODES}
+        name: {mode: round(float(np.nanmean([one[mode] for one in several])), 4) for mode in MODES}
         for name, several in found.items()
     }
 

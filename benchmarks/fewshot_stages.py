@@ -172,7 +172,7 @@ def seconds_of_a_step(space: Workspace, plan: Plan, phase: str, runtime: Runtime
     for number in (4, 4, 24):
         steps = tuple(number if phase == one else int(one == "superpixel") for one in PHASES)
         seconds.append(run(space, plan, steps, None, space.root / "results" / "pace", runtime))
-    return max(1e-3, (seconds[2] - seconds[1]) / 20)
+    return max(1e-3, round((seconds[2] - seconds[1]) / 20, 4))
 
 
 def run(
@@ -206,6 +206,7 @@ def keep(record: Record, path: Path) -> None:
         for key, row in other["arms"].items():
             record["arms"][key] = {**row, **record["arms"].get(key, {})}
         record["pace"] = {**other["pace"], **record["pace"]}
+    record["arms"] = {key: row for key, row in record["arms"].items() if row}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
 
