@@ -18,6 +18,11 @@ __all__ = ["REACH_MM", "Carried", "carry_class"]
 REACH_MM = 40.0
 """Around a class its surroundings guide the fit, and a class is ruled out further from its outline."""
 
+SHARPNESS = 8
+"""Power of the likeness that an example's vote is: one that fits a tenth better counts twice as much."""
+
+LEAST_LIKENESS = 0.01
+
 Voxel = tuple[int, int, int]
 Shot = tuple[Volume, npt.NDArray[np.bool_], Millimetres, AxisMap]
 """First channel, mask, spacing, and the map that fits the whole case."""
@@ -73,20 +78,24 @@ class Carried:
 
 
 def carry_class(target: Volume, target_mm: Millimetres, shots: Sequence[Shot]) -> Carried:
-    """Fit each example onto a case around its class, and average where they put it.
+    """Fit each example onto a case around its class, and average where they put it, by how well they fit.
 
     Args:
         target: (Z, Y, X), first channel of the case.
         shots: one at least, with a mask that is not empty.
     """
     shape = (target.shape[0], target.shape[1], target.shape[2])
-    maps, total = [], np.zeros(shape, np.float32)
+    maps, masks, votes = [], [], []
     for source, mask, source_mm, whole in shots:
         near = 1 - ndimage.distance_transform_edt(~mask, source_mm) / REACH_MM
         weight = np.clip(near, 0, 1).astype(np.float32)
-        mapping = refine(whole, target, source, target_mm=target_mm, source_mm=source_mm, weight=weight)
+        mapping, likeness = refine(
+            whole, target, source, target_mm=target_mm, source_mm=source_mm, weight=weight
+        )
         maps.append(mapping)
-        total += mapping.carry(mask.astype(np.float32), shape) / len(shots)
+        masks.append(mapping.carry(mask.astype(np.float32), shape))
+        votes.append(max(likeness, LEAST_LIKENESS) ** SHARPNESS)
+    total = np.average(masks, axis=0, weights=votes)
     inside = total >= min(0.5, float(total.max()))
     if not total.any():
         nothing = np.zeros((0, 0, 0), np.float32)

@@ -108,7 +108,7 @@ class FewShotPredictor:
     def _carry(self, first: Volume, others: Sequence[Volume]) -> None:
         """Fit every support case onto the query, as a whole and then around each class."""
         wholes = [
-            refine(align_bodies(first, other), first, other, target_mm=_mm(self.case), source_mm=_mm(case))
+            refine(align_bodies(first, other), first, other, target_mm=_mm(self.case), source_mm=_mm(case))[0]
             for other, case in zip(others, self.support, strict=True)
         ]
         for code, shown in self.shown.items():

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-__all__ = ["PER_MM", "look_inside"]
+__all__ = ["look_inside"]
 
 Volume = npt.NDArray[np.float32]
 

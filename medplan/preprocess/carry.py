@@ -83,7 +83,7 @@ def refine(
     target_mm: Millimetres,
     source_mm: Millimetres,
     weight: Volume | None = None,
-) -> AxisMap:
+) -> tuple[AxisMap, float]:
     """Improve a map axis by axis for as long as the carried scan becomes more like the other.
 
     Likeness is the correlation of intensities at 6 mm, so that both scans should be of one modality.
@@ -91,6 +91,8 @@ def refine(
     Args:
         target, source: (Z, Y, X) and (z, y, x).
         weight: (z, y, x), at least 0: where likeness counts; None for everywhere.
+
+    Returns: the map and its likeness, -1 to 1.
     """
     likeness = _Likeness(target, source, target_mm, source_mm, weight)
     best, highest = start, likeness(start)
@@ -110,7 +112,7 @@ def refine(
                         best, highest = other, value
             if highest == before:
                 break
-    return best
+    return best, highest
 
 
 class _Likeness:

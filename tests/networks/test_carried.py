@@ -67,6 +67,16 @@ def test_of_several_examples_the_majority_draws_the_outline(mask):
     assert np.array_equal(distances(carried, (7, 0, 0), (8, 32, 32)) > 0, mask[7])
 
 
+def test_an_example_that_fits_badly_is_outvoted_by_one_that_fits_well(mask):
+    """Two examples show the organ elsewhere, in scans of noise; one shows it where it is."""
+    noise = np.random.default_rng(0).standard_normal((2, *mask.shape)).astype(np.float32)
+    elsewhere = organ(lower=(6, 20, 22), upper=(9, 28, 30))
+    target = mask.astype(np.float32)
+    shots = [(target, mask, MM, SAME), *((scan, elsewhere, MM, SAME) for scan in noise)]
+    found = distances(carry_class(target, MM, shots), (7, 0, 0), (8, 32, 32)) > 0
+    assert np.array_equal(found, mask[7])
+
+
 def test_a_class_that_is_carried_out_of_the_scan_reaches_nowhere(mask):
     away = AxisMap((1.0,) * 3, (500.0, 0.0, 0.0))
     carried = carry_class(mask.astype(np.float32), MM, [(mask.astype(np.float32), mask, MM, away)])

@@ -47,7 +47,7 @@ def test_likeness_finds_a_shift(shift):
     target, organ = scan(shift=shift)
     source, mask = scan()
     same = AxisMap((1.0,) * 3, (0.0,) * 3)
-    found = refine(same, target, source, target_mm=MM, source_mm=MM)
+    found, _ = refine(same, target, source, target_mm=MM, source_mm=MM)
     carried = found.carry(mask.astype(np.float32), target.shape) > 0.5
     assert 2 * (carried & organ).sum() / (carried.sum() + organ.sum()) > 0.85
 
@@ -60,11 +60,11 @@ def test_with_a_weight_only_its_surroundings_count():
     target[:] = np.minimum(body, 1)
     target[np.roll(mask, 3, axis=2)] += 1.5
     same = AxisMap((1.0,) * 3, (0.0,) * 3)
-    found = refine(same, target, source, target_mm=MM, source_mm=MM, weight=mask.astype(np.float32) + 0.01)
+    found, _ = refine(same, target, source, target_mm=MM, source_mm=MM, weight=mask.astype(np.float32) + 0.01)
     assert found.offset[2] + 25 * found.scale[2] == pytest.approx(25 - 3, abs=1.5)
 
 
 def test_scans_of_one_value_leave_the_map_as_it_was():
     start = AxisMap((1.0,) * 3, (1.0, 0.0, 0.0))
     flat = np.ones((4, 8, 8), np.float32)
-    assert refine(start, flat, flat, target_mm=MM, source_mm=MM) == start
+    assert refine(start, flat, flat, target_mm=MM, source_mm=MM)[0] == start
