@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--random", action="store_true", help="leave the encoder as it is drawn")
     parser.add_argument("--encoder", type=Path, help="with --random: take the backbone from this file")
     parser.add_argument("--per-mm", type=float, help="instead of the plan's config.per_mm")
+    parser.add_argument("--shots", type=int, default=1, help="more: cases that were trained on show it, too")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     state = checkpoint.load(options.weights)
@@ -64,12 +65,13 @@ def main() -> None:
     space = Workspace.open(options.workspace)
     store = CaseStore(folders_of(space, plan), plan, options.fold)
     start = time.monotonic()
-    dice = dice_of_all(method, plan, store, options.classes or plan.learned[0].novel, options.device)
+    classes = options.classes or plan.learned[0].novel
+    dice = dice_of_all(method, plan, store, classes, options.device, shots=options.shots)
     for mode in MODES:
         listed = "  ".join(f"{name} {100 * of[mode]:.1f}" for name, of in dice.items())
         mean = float(np.mean([of[mode] for of in dice.values()]))
         print(f"{mode:<16} mean {100 * mean:5.1f}  {listed}")
-    counts = f"{len(store.role('validation'))} cases, {len(store.role('support'))} shot"
+    counts = f"{len(store.role('validation'))} cases, {options.shots} shot"
     print(f"{counts}, {time.monotonic() - start:.0f} s", file=sys.stderr)
 
 
@@ -88,16 +90,19 @@ def dice_of_all(
     classes: Sequence[str],
     device: str,
     fits: Fits | None = None,
+    *,
+    shots: int = 1,
 ) -> dict[str, dict[str, float]]:
     """Return, per class and mode, the mean Dice over the validation cases that show it.
 
     Args:
-        fits: where fits are kept, which do not depend on the network.
+        fits: where fits are kept, which do not depend on the network, but on the examples.
+        shots: examples: the support case, and then cases that were trained on.
     """
     fits = {} if fits is None else fits
     method.encode = remembering(method.encode)
     names = plan.learned[0].labels.names
-    support = [store[key] for key in store.role("support")]
+    support = [store[key] for key in (*store.role("support"), *store.role("labelled"))[:shots]]
     found: dict[str, list[dict[str, float]]] = {name: [] for name in classes}
     for key in store.role("validation"):
         case = store[key]
@@ -114,7 +119,7 @@ def score(
     method: Any, plan: Plan, case: Case, support: list[Case], code: int, device: str, fits: Fits
 ) -> dict[str, float]:
     """Return the Dice of one class, by mode; NaN where the query does not show it."""
-    shown = [only(other, code) for other in support]
+    shown = [only(other, code) for other in support if code in other.locations]
     truth = case.label() == code
     found = slices_with(case, code)
     if not len(found):

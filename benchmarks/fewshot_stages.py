@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seconds", type=float, default=120.0, help="processor time of an arm")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shots", type=int, default=1, help="examples of an organ, to score with")
     parser.add_argument("--choosing", action="store_true", help="leave the tested scans alone")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/fewshot_stages.json"))
     options = parser.parse_args()
@@ -69,6 +70,7 @@ def main() -> None:
     if options.output.is_file():
         record = json.loads(options.output.read_text())
     space, fits = Workspace.open(options.workspace), fewshot.Fits()
+    dice = "dice" if options.shots == 1 else f"dice of {options.shots} shots"
     for name in options.sets:
         for group in options.groups:
             plan = make_plan(space, name, group, options)
@@ -77,14 +79,14 @@ def main() -> None:
                 row = record["arms"].setdefault(key, {})
                 if options.what == "train" and "steps" not in row:
                     row |= train_arm(space, plan, arm, options.seconds, record["pace"])
-                elif options.what == "score" and "steps" in row and "dice" not in row:
-                    row["dice"] = score_arm(space, plan, arm, options.seconds, fits)
+                elif options.what == "score" and "steps" in row and dice not in row:
+                    row[dice] = score_arm(space, plan, arm, options.seconds, fits, options.shots)
                 else:
                     continue
                 print(key, json.dumps(row), flush=True)
                 keep(record, options.output)
     if options.what == "score":
-        print(table(record["arms"]))
+        print(table(record["arms"], dice))
 
 
 def make_plan(space: Workspace, name: str, group: str, options: argparse.Namespace) -> Plan:
@@ -138,11 +140,12 @@ def train_arm(
 
 
 def score_arm(
-    space: Workspace, plan: Plan, arm: str, seconds: float, fits: fewshot.Fits
+    space: Workspace, plan: Plan, arm: str, seconds: float, fits: fewshot.Fits, shots: int
 ) -> dict[str, dict[str, float]]:
     """Return the Dice of every novel class by mode."""
     method = method_of(space, plan, arm, seconds)
-    return fewshot.dice_of_all(method, plan, store_of(space, plan), plan.learned[0].novel, "cpu", fits)
+    store, classes = store_of(space, plan), plan.learned[0].novel
+    return fewshot.dice_of_all(method, plan, store, classes, "cpu", fits, shots=shots)
 
 
 def method_of(space: Workspace, plan: Plan, arm: str, seconds: float) -> Method:
@@ -211,14 +214,14 @@ def keep(record: Record, path: Path) -> None:
     path.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def table(rows: dict[str, Any]) -> str:
+def table(rows: dict[str, Any], which: str) -> str:
     """Return mean Dice in percent, the modes in their order, a column per set and group."""
     columns = list(dict.fromkeys(key.split(": ")[0] for key in rows))
     lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for arm in dict.fromkeys(key.split(": ")[1] for key in rows):
         cells = []
         for column in columns:
-            dice = rows.get(f"{column}: {arm}", {}).get("dice")
+            dice = rows.get(f"{column}: {arm}", {}).get(which)
             means = [100 * float(np.mean([of[mode] for of in dice.values()])) for mode in fewshot.MODES] if (
                 dice) else []  # fmt: skip
             cells.append(" / ".join(f"{mean:.1f}" for mean in means) or "-")
