@@ -15,6 +15,7 @@ from medplan.data.labels import IGNORE, LabelSpace
 
 __all__ = [
     "SegmentationLoss",
+    "balanced_cross_entropy",
     "cross_entropy",
     "deep_supervision",
     "dice_loss",
@@ -75,6 +76,22 @@ def cross_entropy(logits_BKZYX: Tensor, codes_BZYX: Tensor) -> Tensor:
     return total / (classes != IGNORE).sum().clamp(min=1)
 
 
+def balanced_cross_entropy(logs_BKZYX: Tensor, target_BKZYX: Tensor) -> Tensor:
+    """Return the mean, over the classes that are there, of minus the mean log-probability inside each.
+
+    Every class weighs the same however small it is, and one that is not predicted at all has a gradient,
+    while that of the soft Dice vanishes.
+
+    Args:
+        logs_BKZYX: logarithms of probabilities.
+        target_BKZYX: memberships in [0, 1], or bool.
+    """
+    target = target_BKZYX.to(logs_BKZYX.dtype)
+    voxels_K = target.sum(dim=(0, 2, 3, 4))
+    logs_K = (target * logs_BKZYX).sum(dim=(0, 2, 3, 4)) / voxels_K.clamp_min(1)
+    return -logs_K.sum() / (voxels_K > 0).sum().clamp_min(1)
+
+
 class SegmentationLoss(nn.Module):
     """Dice plus cross-entropy for exclusive classes; Dice plus binary cross-entropy for regions.
 
@@ -94,14 +111,19 @@ class SegmentationLoss(nn.Module):
         # Not saved: it follows from the plan.
         self.register_buffer("membership_KM", torch.tensor(labels.membership().tolist()), persistent=False)
 
-    def forward(self, logits_BKZYX: Tensor, codes_BZYX: Tensor) -> Tensor:
-        """Return the loss, a float32 scalar."""
+    def forward(self, logits_BKZYX: Tensor, codes_BZYX: Tensor, *, balance: float = 0.0) -> Tensor:
+        """Return the loss, a float32 scalar.
+
+        Args:
+            balance: weight of `balanced_cross_entropy`, which exclusive classes are learned with besides.
+        """
         logits = logits_BKZYX.float()
         target, valid = targets(codes_BZYX, self.membership_KM)
         if self.is_exclusive:
             probabilities = logits.softmax(1)[:, 1:]
             dice = dice_loss(probabilities, target[:, 1:], valid_B1ZYX=valid, batch=self.batch_dice)
-            return dice + cross_entropy(logits, codes_BZYX)
+            loss = dice + cross_entropy(logits, codes_BZYX)
+            return loss + balance * balanced_cross_entropy(logits.log_softmax(1), target) if balance else loss
         dice = dice_loss(logits.sigmoid(), target, valid_B1ZYX=valid, batch=self.batch_dice)
         voxelwise = F.binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
         count = (valid.sum() * logits.shape[1]).clamp(min=1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medplan.networks.warp import full_precision, jacobian_determinants
 
-__all__ = ["agreement", "balanced_cross_entropy", "field_quality", "local_correlation", "smoothness"]
+__all__ = ["agreement", "field_quality", "local_correlation", "smoothness"]
 
 WINDOW = 9
 
@@ -99,21 +99,6 @@ def agreement(first_BKZYX: Tensor, second_BKZYX: Tensor) -> Tensor:
     overlap = (first * second).sum(2)
     both = first.sum(2) + second.sum(2)
     return -(2 * overlap / both.clamp_min(1e-5)).mean()
-
-
-def balanced_cross_entropy(logs_BKZYX: Tensor, target_BKZYX: Tensor) -> Tensor:
-    """Return the mean over classes of minus the mean log-probability inside each class.
-
-    Every class weighs the same however small it is, and one that is not predicted at all has a gradient,
-    while that of the soft Dice vanishes. A class that is absent counts 0.
-
-    Args:
-        logs_BKZYX: logarithms of probabilities.
-        target_BKZYX: memberships in [0, 1].
-    """
-    target = target_BKZYX.to(logs_BKZYX.dtype)
-    voxels = target.sum(dim=(2, 3, 4)).clamp_min(1.0)
-    return -((target * logs_BKZYX).sum(dim=(2, 3, 4)) / voxels).mean()
 
 
 def field_quality(flow_B3ZYX: Tensor) -> dict[str, float]:

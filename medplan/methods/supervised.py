@@ -20,6 +20,7 @@ tenth of nnU-Net's steps by default.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -45,6 +46,8 @@ class Config:
     """Numbers of the reference method; the defaults are nnU-Net's but for the optimiser.
 
     Attributes:
+        balance: weight of a cross-entropy in which every class weighs the same, for classes that exclude each
+            other: in a short training small ones are found earlier.
         optimizer: ``adamw``, or ``sgd`` with Nesterov's momentum as in nnU-Net.
         warmup: part of the training, in [0, 1), over which the learning rate rises.
         momentum: of SGD.
@@ -55,6 +58,7 @@ class Config:
             where the names of classes tell left from right.
     """
 
+    balance: float = 0.0
     optimizer: OptimizerName = "adamw"
     warmup: float = 0.05
     momentum: float = 0.99
@@ -132,7 +136,8 @@ class Supervised(Method):
 
     def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
         outputs = self.network.all_resolutions(batch["image"])
-        loss = deep_supervision(self.loss, outputs, batch["label"])
+        compare = partial(self.loss, balance=self.config.balance)
+        loss = deep_supervision(compare, outputs, batch["label"])
         update.minimise(loss)
         return {"loss": loss.detach()}
 

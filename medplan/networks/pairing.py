@@ -12,13 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medplan.data.labels import LabelSpace
-from medplan.learning.registration import (
-    agreement,
-    balanced_cross_entropy,
-    field_quality,
-    local_correlation,
-    smoothness,
-)
+from medplan.learning.losses import balanced_cross_entropy
+from medplan.learning.registration import agreement, field_quality, local_correlation, smoothness
 from medplan.method import Volume
 from medplan.networks.joint import JointNetwork, Maps, Voxel
 from medplan.networks.warp import integrate, warp

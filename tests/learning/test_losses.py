@@ -9,6 +9,7 @@ from torch import Tensor
 from medplan.data.labels import IGNORE, LabelSpace
 from medplan.learning.losses import (
     SegmentationLoss,
+    balanced_cross_entropy,
     cross_entropy,
     deep_supervision,
     dice_loss,
@@ -134,3 +135,29 @@ def test_deep_supervision_reduces_codes_by_nearest_neighbour() -> None:
     assert torch.equal(seen[0], codes)
     assert torch.equal(seen[1], codes[:, :, ::2, ::2])
     assert total.item() == pytest.approx(256 * 2 / 3 + 64 / 3)
+
+
+def test_balanced_cross_entropy_weighs_every_class_alike_and_never_loses_sight_of_one() -> None:
+    target = torch.zeros(1, 3, 4, 4, 4)
+    target[:, 0], target[:, 0, 0], target[:, 1, 0] = 1, 0, 1
+    logits = torch.zeros(1, 3, 4, 4, 4)
+    logits[:, 0] = 30.0
+    logits.requires_grad_()
+    loss = balanced_cross_entropy(logits.log_softmax(1), target)
+    # Class 0 is right, class 1 is missed by 30 everywhere, class 2 is absent.
+    assert loss.item() == pytest.approx(15)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient[:, 1, 0].sum() < -0.3
+    (dead,) = torch.autograd.grad(dice_loss(logits.softmax(1)[:, 1:], target[:, 1:]), logits)
+    assert dead[:, 1].abs().max() < 1e-10
+
+
+def test_balance_is_added_and_leaves_out_what_is_not_annotated() -> None:
+    logits, codes = batch(EXCLUSIVE)
+    loss = SegmentationLoss(EXCLUSIVE)
+    balanced = np.mean(
+        [-logits.log_softmax(1)[:, code][codes == code].numpy().mean(dtype=np.float64) for code in range(3)]
+    )
+    assert loss(logits, codes, balance=0.3).item() == pytest.approx(
+        loss(logits, codes).item() + 0.3 * balanced, rel=1e-5
+    )

@@ -6,7 +6,6 @@ from torch.nn import functional as F
 
 from medplan.learning.registration import (
     agreement,
-    balanced_cross_entropy,
     field_quality,
     local_correlation,
     smoothness,
@@ -72,18 +71,3 @@ def test_quality_of_a_field_names_folding():
     assert still["folding_percent"] == 0 and still["log_jacobian_std"] == 0
     wild = field_quality(5 * torch.randn(1, 3, 8, 8, 8))
     assert wild["folding_percent"] > 10 and wild["mean_displacement_voxels"] > 5
-
-
-def test_balanced_cross_entropy_weighs_every_class_alike_and_never_loses_sight_of_one():
-    target = torch.zeros(1, 3, 4, 4, 4)
-    target[:, 0], target[:, 0, 0], target[:, 1, 0] = 1, 0, 1
-    logits = torch.zeros(1, 3, 4, 4, 4)
-    logits[:, 0] = 30.0
-    logits.requires_grad_()
-    loss = balanced_cross_entropy(logits.log_softmax(1), target)
-    # Class 0 is right, class 1 is missed by 30 everywhere, class 2 is absent.
-    assert torch.allclose(loss, torch.tensor(10.0))
-    (gradient,) = torch.autograd.grad(loss, logits)
-    assert gradient[:, 1, 0].sum() < -0.3
-    (dead,) = torch.autograd.grad(agreement(logits.softmax(1), target), logits)
-    assert dead[:, 1].abs().max() < 1e-10
