@@ -164,7 +164,7 @@ class ImedSam(Method):
             return Proposal(
                 fits=True,
                 score=10,
-                reason=f"{what}; without SAM's weights 'supervised' is the safer choice",
+                reason=f"{what}; without SAM's weights no better than 'supervised', which needs no boxes",
                 encoder="tiny",
                 lr=1e-3,
                 weight_decay=0.01,
