@@ -1,21 +1,23 @@
 """One Hermes for six datasets against six supervised models of the same processor time, and what it is worth
 as a start for a new sequence.
 
-    python benchmarks/universal.py joint separate transfer --workspace . --iters 1500
+    python benchmarks/universal.py joint separate transfer --workspace .
 
 The workspace has CHAOS, Synapse, LASeg, ACDC, MSCMRSeg and Hippocampus in raw_data/. ``joint`` trains one
 network on fold 0 of all of them, without the domain LGE of MSCMRSeg. ``separate`` trains one ``supervised``
 model per dataset, each for a sixth of the seconds that the joint training took. ``transfer`` makes a dataset
 of the labelled LGE scans, whose patients the joint training has not seen, and learns it from one case and
 from all but one, from random weights and from the joint network, at full and at a tenth of the rate; every
-patient is the test case of one fold. Nothing is selected: Dice are those of the last weights on the
-validation cases, on the grid of 4 mm.
+patient is the test case of one fold. What the record has already is not trained again. Nothing is selected:
+Dice are those of the last weights on the validation cases, on the grid of 4 mm.
 """
 
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,8 @@ SMALL = ("--spacing", "4", "--gpu-memory", "1")
 PATCH = ("--patch-size", "32", "48", "48")
 PATCH_OF_LGE = ("--patch-size", "16", "32", "32")
 SHARED = ("--set", f'config.shared={{"{LGE}": "MSCMRSeg"}}')
-STARTS = {"random": (), "joint": SHARED, "slowly": (*SHARED, "--set", "config.transfer=full")}
-"""What is set for a training on LGE: ``slowly`` learns what is not new at a tenth of the rate."""
+STARTS = {"random": (), "joint": SHARED, "slowly": (*SHARED, "--lr", "0.0002")}
+"""What is set for a training on LGE: ``slowly`` learns at a tenth of the rate."""
 WITHOUT_LGE = ("--leave-out-domain", "LGE")
 
 
@@ -51,23 +53,34 @@ def main() -> None:
     )
     parser.add_argument("parts", nargs="+", choices=["joint", "separate", "transfer"])
     parser.add_argument("--workspace", type=Path, required=True)
-    parser.add_argument("--iters", type=int, default=1500, help="of the joint training")
-    parser.add_argument("--transfer-iters", type=int, default=150, help="of each training on LGE")
+    parser.add_argument("--iters", type=int, default=3819, help="of the joint training")
+    parser.add_argument("--transfer-iters", type=int, default=500, help="of each training on LGE")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/universal.json"))
     options = parser.parse_args()
     space = Workspace.open(options.workspace)
     results = json.loads(options.output.read_text()) if options.output.is_file() else {}
-    for part in options.parts:
-        if part == "joint":
-            results[part] = joint(space, options.iters)
-        elif part == "separate":
-            results[part] = separate(space, results["joint"]["seconds"])
-        else:
-            results[part] = transfer(space, options.transfer_iters)
+
+    def save(part: str, name: str, found: dict[str, Any]) -> None:
+        results.setdefault(part, {})[name] = found
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(results, indent=1) + "\n")
-    for part, found in results.items():
-        print(part, found.get("mean") or {name: each["mean"] for name, each in found.items()})
+
+    for part in options.parts:
+        known = results.get(part, {})
+        if part == "joint" and not known:
+            save(part, UNIVERSAL, joint(space, options.iters))
+        elif part == "separate":
+            seconds = results["joint"][UNIVERSAL]["seconds"] / len(DATASETS)
+            for name in DATASETS:
+                if name not in known:
+                    save(part, name, separate(space, name, seconds))
+        elif part == "transfer":
+            make_lge(space.root)
+            for labelled, start, fold in product((1, FOLDS - 1), STARTS, range(FOLDS)):
+                name = f"{LGE}_{labelled}_{start}"
+                if f"{name} fold {fold}" not in known:
+                    found = transfer(space, name, labelled, STARTS[start], fold, options.transfer_iters)
+                    save(part, f"{name} fold {fold}", found)
 
 
 def joint(space: Workspace, iterations: int) -> dict[str, Any]:
@@ -75,38 +88,24 @@ def joint(space: Workspace, iterations: int) -> dict[str, Any]:
     call(space, "-d", *DATASETS, "--name", UNIVERSAL, "-m", "hermes", *WITHOUT_LGE, *SMALL, *PATCH)
     found = fit(space, UNIVERSAL, "hermes", iterations=iterations)
     of_dataset = {name: [v for key, v in found["dice"].items() if key.startswith(name)] for name in DATASETS}
-    return {**found, "mean": {name: float(np.mean(dice)) for name, dice in of_dataset.items()}}
+    return {**found, "means": {name: round(float(np.mean(dice)), 4) for name, dice in of_dataset.items()}}
 
 
-def separate(space: Workspace, seconds: float) -> dict[str, Any]:
-    """Return seconds and Dice of one model per dataset, which share `seconds`."""
-    found = {}
-    for name in DATASETS:
-        call(space, "-d", name, "-m", "supervised", *SMALL, *(WITHOUT_LGE if name == "MSCMRSeg" else ()))
-        found[name] = fit(space, name, "supervised", seconds=seconds / len(DATASETS))
-        found[name]["mean"] = float(np.mean(list(found[name]["dice"].values())))
-    return found
+def separate(space: Workspace, name: str, seconds: float) -> dict[str, Any]:
+    """Return seconds and Dice of a model for one dataset."""
+    call(space, "-d", name, "-m", "supervised", *SMALL, *(WITHOUT_LGE if name == "MSCMRSeg" else ()))
+    return fit(space, name, "supervised", seconds=seconds)
 
 
-def transfer(space: Workspace, iterations: int) -> dict[str, Any]:
-    """Return the Dice of each test case by number of labelled cases and start."""
-    make_lge(space.root)
-    first = space.run_folder(UNIVERSAL, "hermes", "default")
-    found: dict[str, Any] = {}
-    for labelled in (1, FOLDS - 1):
-        for start, settings in STARTS.items():
-            name = f"{LGE}_{labelled}_{start}"
-            call(space, "-d", LGE, "--name", name, "-m", "hermes", "--labelled", str(labelled), *SMALL,
-                 *PATCH_OF_LGE, *settings)  # fmt: skip
-            of_folds = [
-                fit(space, name, "hermes", iterations=iterations, fold=fold,
-                    start_from=first if settings else None)
-                for fold in range(FOLDS)
-            ]  # fmt: skip
-            dice = [float(np.mean(list(each["dice"].values()))) for each in of_folds]
-            seconds = sum(each["seconds"] for each in of_folds)
-            found[name] = {"dice": dice, "mean": float(np.mean(dice)), "seconds": seconds}
-    return found
+def transfer(
+    space: Workspace, name: str, labelled: int, settings: Sequence[str], fold: int, iterations: int
+) -> dict[str, Any]:
+    """Return seconds and Dice of the test case of one fold of LGE; with settings the joint network is the
+    start."""
+    first = space.run_folder(UNIVERSAL, "hermes", "default") if settings else None
+    call(space, "-d", LGE, "--name", name, "-m", "hermes", "--labelled", str(labelled), *SMALL,
+         *PATCH_OF_LGE, *settings)  # fmt: skip
+    return fit(space, name, "hermes", iterations=iterations, fold=fold, start_from=first)
 
 
 def fit(
@@ -127,7 +126,7 @@ def fit(
     }
     store, runtime = CaseStore(folders, plan, fold), Runtime.choose("cpu")
     if seconds is not None:
-        plan = lasting(seconds / 60, plan, registry.find(method), store, runtime=runtime, workers=0)
+        plan = lasting(seconds / 60, plan, registry.find(method)(plan), store, runtime=runtime, workers=0)
         iterations = plan.training.iterations
     assert iterations is not None
     never = replace(
@@ -149,9 +148,10 @@ def fit(
     took = sum(line["seconds"] * (line["step"] - last) for line, last in zip(steps, before, strict=False))
     validate = make_validator(plan, store, runtime=runtime)
     dice = {} if validate is None else validate(model)
-    dice.pop("score", None)
+    dice = {key: round(value, 4) for key, value in dice.items() if key != "score"}
     print(f"{name} {method} fold {fold}: {iterations} steps, {took:.0f} s, {dice}", flush=True)
-    return {"steps": iterations, "seconds": round(took, 1), "dice": dice}
+    mean = round(float(np.mean(list(dice.values()))), 4)
+    return {"steps": iterations, "seconds": round(took, 1), "mean": mean, "dice": dice}
 
 
 def make_lge(space: Path) -> None:
