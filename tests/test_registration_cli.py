@@ -9,7 +9,7 @@ from medplan.cli import main
 from tests.conftest import make_raw_dataset
 
 TINY = ["--set", "grid.shape=[16,16,16]", "--set", "config.channels=[4,8]", "--set", "config.window=5"]
-SHARES = ["--set", "config.encoder_share=0.4", "--set", "config.segmentation_share=0.2"]
+SHARES = ["--set", "config.encoder_share=0.4", "--set", "config.encoder_steps=0"]
 LENGTH = ["--iters", "5", "--set", "training.validate_every=5"]
 
 
@@ -36,7 +36,7 @@ def test_images_of_the_second_dataset_serve_the_first_phase_only(space: Path) ->
     assert plan["datasets"][1]["folds"] == [{"pretrain": ["case00", "case01"]}]
     lines = [json.loads(line) for line in (fold / "log.jsonl").read_text().splitlines()]
     phases = dict.fromkeys(line["phase"] for line in lines if "losses" in line)
-    assert list(phases) == ["encoder", "bilevel", "segmentation"]
+    assert list(phases) == ["encoder", "bilevel"]
     assert {case.name.split(".")[0] for case in (space / "preprocessed" / "Other").rglob("*.image.b2nd")} == {
         "case00",
         "case01",

@@ -20,8 +20,8 @@ being those of both objectives in theta.
 | rotation +-10 degrees, scale 0.9 to 1.1       | `config.degrees`, `config.scale`                         |
 | 128 x 128 x 128 grid, intensities in [0, 1]   | `grid.shape`, `normalisations`                           |
 
-Differs: the planner proposes `cross_entropy` and a `segmentation_rate` of their own for segmentation; a last
-phase that steps its decoder alone, at a decaying rate, can be asked for (`segmentation_share`).
+Differs: the planner proposes `cross_entropy` and a `segmentation_rate` of their own for segmentation; short
+trainings spend more on the encoder (`encoder_steps`), which is frozen afterwards.
 
 Differs: warps are corner-aligned; LNCC windows leave out what is beyond the border (`compat` counts zeros);
 the frozen encoder is in eval mode; c has an epsilon and a limit; decoders go on from pre-training; both steps
@@ -52,7 +52,6 @@ from medplan.method import (
     Update,
     Volume,
     constant,
-    poly,
 )  # fmt: skip
 from medplan.networks.bilevel import step_apart, step_registration, step_segmentation
 from medplan.networks.distillation import Distillation, exchange
@@ -80,6 +79,7 @@ class Config:
             other (the authors' baseline).
         output: branch that predicts: segmentation, or registration of the atlas.
         encoder_share: part of the iterations that trains the encoder, where no weights are given; in [0, 1).
+        encoder_steps: the least number of them, up to seven tenths of the training.
         similarity, smooth, cycle, agreement: weights of the upper objective.
         encoder_similarity, encoder_smooth: weights of pre-training and of the alternating mode.
         blend: range of a; the pseudo image is (1 - a) round trip + a unlabelled image.
@@ -95,18 +95,17 @@ class Config:
         imitation: weight of SAM's features in the second phase of rrl; keep: share of its own weights that
             each of the two encoders keeps per step there.
         compat: count zeros beyond the border in the LNCC.
-        segmentation_share: part of the iterations at the end that steps the segmentation decoder alone, on
-            images with the label that registration gives them; a quarter of the cost of a bi-level step.
         segmentation_rate: learning rate of the segmentation decoder after phase 1, over `training.lr`.
-        cross_entropy: weight of class-balanced cross-entropy in what segmentation learns outside `bilevel`.
-        synthetic: chance that segmentation learns, in the phases ``encoder`` and ``segmentation``, from an
-            image drawn from the registered label; see `medplan.samples.synthetic`.
+        cross_entropy: weight of class-balanced cross-entropy in what segmentation learns in phase 1.
+        synthetic: chance that segmentation also learns, in phase 1, from an image drawn from the registered
+            label; see `medplan.samples.synthetic`.
         recompute: compute activations twice to spare memory.
     """
 
     mode: Literal["bilevel", "alternating"] = "bilevel"
     output: Literal["seg", "reg"] = "seg"
     encoder_share: float = 0.3
+    encoder_steps: int = 2000
     similarity: float = 1.0
     smooth: float = 1.0
     cycle: float = 10.0
@@ -128,7 +127,6 @@ class Config:
     imitation: float = 0.1
     keep: float = 0.99
     compat: bool = False
-    segmentation_share: float = 0.0
     segmentation_rate: float = 1.0
     cross_entropy: float = 0.0
     synthetic: float = 0.0
@@ -137,11 +135,6 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.encoder_share < 1:
             raise ValueError(f"'encoder_share' should be in [0, 1), found {self.encoder_share}")
-        if not 0 <= self.segmentation_share < 1 - self.encoder_share:
-            raise ValueError(
-                "'segmentation_share' should be at least 0 and leave iterations to the bi-level phase, found "
-                f"{self.segmentation_share} beside 'encoder_share' {self.encoder_share}"
-            )
         if self.window % 2 == 0 or self.window < 1:
             raise ValueError(f"'window' should be odd, found {self.window}")
 
@@ -236,11 +229,11 @@ class BiJROS(Method):
             logger.warning("The encoder sam has random weights and is not trained; give --encoder-weights.")
         is_trained = self.distillation is not None or not (has_weights or self.plan.encoder == "sam")
         total = training.iterations
-        num_first = min(round(config.encoder_share * total), total - 1) if is_trained else 0
-        num_last = min(round(config.segmentation_share * total), total - num_first - 1)
+        least = min(config.encoder_steps, round(0.7 * total))
+        num_first = min(max(round(config.encoder_share * total), least), total - 1) if is_trained else 0
         firsts = ("encoder",) if self.distillation is None else ("distil", "mutual")
         lengths = {name: (num_first + number) // len(firsts) for number, name in enumerate(firsts)}
-        lengths |= {"bilevel": total - num_first - num_last, "segmentation": num_last}
+        lengths["bilevel"] = total - num_first
         turn = RandomAffine(degrees=config.degrees, scale=config.scale)
         apart = config.mode == "bilevel" and not config.shared_passes
         return [
@@ -252,7 +245,7 @@ class BiJROS(Method):
                     self.plan.patch_size, ("unlabelled", "pretrain") if name in firsts else ("unlabelled",)
                 ),
                 augment=replace(turn, keeps_original=apart and name == "bilevel"),
-                schedule=poly if name == "segmentation" else constant,
+                schedule=constant,
                 validate=name not in firsts,
             )
             for name, length in lengths.items()
@@ -265,24 +258,21 @@ class BiJROS(Method):
         def adam(parameters: Iterable[torch.nn.Parameter], rate: float = 1.0) -> Optimizer:
             return AdamW(parameters, lr=rate * training.lr, weight_decay=training.weight_decay)
 
-        segmentation = {"seg": adam(network.segmentation.parameters(), self.config.segmentation_rate)}
-        if phase == "segmentation":
-            return segmentation
         if phase == "bilevel":
-            return {"reg": adam(network.registration.parameters()), **segmentation}
+            return {
+                "reg": adam(network.registration.parameters()),
+                "seg": adam(network.segmentation.parameters(), self.config.segmentation_rate),
+            }
         others = [] if self.distillation is None else self.distillation.students(phase)
         return {"main": adam([*network.parameters(), *others])}
 
     def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
-        if at.phase not in ("bilevel", "segmentation"):
+        if at.phase != "bilevel":
             return self._pretrain(batch, update, at)
         config = self.config
+        self.network.train()
         # Frozen means its running statistics too.
         self.network.encoder.eval()
-        self.network.registration.train(at.phase == "bilevel")
-        self.network.segmentation.train()
-        if at.phase == "segmentation":
-            return self._segment(batch, update)
         if config.mode == "alternating":
             early = {"similarity": config.encoder_similarity, "smooth": config.encoder_smooth}
             return step_apart(self.pairing, self.pairing.register(batch, both_ways=False), update, early)
@@ -334,16 +324,6 @@ class BiJROS(Method):
             pairing, pair, pseudo, leaf, maps, update, weights=weights, limit=config.factor_limit
         )
         return {"lower": lower, **logged}
-
-    def _segment(self, batch: Batch, update: Update) -> dict[str, Tensor]:
-        """A step of segmentation alone; registration answers and does not learn."""
-        with torch.no_grad():
-            pair = self.pairing.register(batch, both_ways=False)
-            maps, target = pair.image_maps, warp(pair.members, pair.to_image)
-            if (drawn := self._drawn(pair)) is not None:
-                maps, target = self.network.encode(drawn[0]), drawn[1]
-        loss = step_segmentation(self.pairing, maps, target, update, cross_entropy=self.config.cross_entropy)
-        return {"lower": loss}
 
     def _drawn(self, pair: Pair) -> tuple[Tensor, Tensor] | None:
         """Return an image drawn from the registered label and what it shows, as often as the plan says."""

@@ -20,16 +20,13 @@ from medplan.networks.warp import warp
 __all__ = ["step_apart", "step_registration", "step_segmentation"]
 
 
-def step_segmentation(
-    pairing: Pairing, maps: Maps, target: Tensor, update: Update, *, cross_entropy: float = 0.0
-) -> Tensor:
+def step_segmentation(pairing: Pairing, maps: Maps, target: Tensor, update: Update) -> Tensor:
     """Step the segmentation decoder towards a target (B, K, Z, Y, X); return the loss.
 
     Args:
         maps: the encoder's maps of the image, without a graph.
-        cross_entropy: see `Pairing.teach`.
     """
-    loss = pairing.teach(maps, target, cross_entropy=cross_entropy)
+    loss = pairing.teach(maps, target)
     update.minimise(loss, "seg")
     return loss.detach()
 

@@ -13,7 +13,7 @@ CONFIG = {
     "channels": [4, 8, 8],
     "window": 5,
     "encoder_share": 0.34,
-    "segmentation_share": 0.33,
+    "encoder_steps": 0,
 }
 TRAINING = {"batch_size": 2}
 RANK_TOLERANCE = None
@@ -55,7 +55,7 @@ def tiny_bijros(
         encoder=encoder,
         encoder_weights=encoder_weights,
         training=Training(iterations=10, batch_size=1, lr=1e-4),
-        config={**CONFIG, "segmentation_share": 0.0, **config},
+        config={**CONFIG, **config},
     )
     torch.manual_seed(0)
     return BiJROS(plan)
