@@ -91,6 +91,7 @@ def plan_datasets(
                 extra=decode(
                     dict[str, dict[str, Any]], encode(extra or {}) if each in facts else {}, where=each.name
                 ),
+                median_spacing_mm=each.median_spacing_mm,
             )
         )
     _check_roles(method, needs, planned)

@@ -94,6 +94,8 @@ class DatasetPlan:
         novel: classes that are kept out of learning: their labels serve to show and to score them only.
         extra: further volumes to preprocess, by name, with the numbers they are made with; see
             `medplan.preprocess.extra`.
+        median_spacing_mm: median (z, y, x) of the cases as stored, which predictions are told is usual; None
+            for pictures.
     """
 
     name: str
@@ -107,6 +109,7 @@ class DatasetPlan:
     share: float = 1.0
     novel: tuple[str, ...] = ()
     extra: dict[str, dict[str, Any]] = field(default_factory=dict)
+    median_spacing_mm: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.novel if name not in self.labels.names]

@@ -303,7 +303,7 @@ class Model:
                 f"case '{name}': the model works at {self.plan.grid.spacing_mm} mm, but the image has no "
                 "spacing; give it as a volume with its spacing (z, y, x) in mm."
             )
-        warn_if_unlike_training(image, self.dataset, self.plan.grid, name=name)
+        warn_if_unlike_training(image, self.dataset, name=name)
         key = f"{self.dataset.name}/{name}"
         case, restoration = prepare(image, self.dataset, self.plan.grid, key=key, atlas=self._atlas)
         case = replace(case, prompts={**case.prompts, **options.prompts(self._members[0].method.needs)})

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 
 from medplan.data.images import Image
-from medplan.plan.schema import DatasetPlan, Grid
+from medplan.plan.schema import DatasetPlan
 
 __all__ = ["warn_if_unlike_training"]
 
@@ -16,22 +16,22 @@ FEWEST_KNOWN = 0.01
 MOST_SAMPLES = 200_000
 
 
-def warn_if_unlike_training(image: Image, dataset: DatasetPlan, grid: Grid, *, name: str) -> None:
-    """Log a warning for a spacing far from the model's grid, and for intensities outside those of training.
+def warn_if_unlike_training(image: Image, dataset: DatasetPlan, *, name: str) -> None:
+    """Log a warning for a spacing far from that of the training cases, and for intensities outside of theirs.
 
     Intensities are judged where the plan has constants of the whole dataset (CT), by a sample of the voxels.
     """
-    spacing = image.geometry.spacing_mm
-    if spacing is not None and grid.spacing_mm is not None:
-        ratios = [max(a / b, b / a) for a, b in zip(sorted(spacing), sorted(grid.spacing_mm), strict=True)]
+    spacing, usual = image.geometry.spacing_mm, dataset.median_spacing_mm
+    if spacing is not None and usual is not None:
+        ratios = [max(a / b, b / a) for a, b in zip(sorted(spacing), sorted(usual), strict=True)]
         if max(ratios) > SPACING_RATIO:
             logger.warning(
-                "case '%s': its spacing (z, y, x) %s mm is far from the %s mm that the model works at; is "
-                "the header "
-                "right?",
+                "case '%s': its spacing (z, y, x) %s mm is far from %s mm, which is usual in '%s'; is the "
+                "header right?",
                 name,
                 tuple(round(value, 3) for value in spacing),
-                grid.spacing_mm,
+                tuple(round(value, 3) for value in usual),
+                dataset.name,
             )
     for channel, scheme, values in zip(dataset.channels, dataset.normalisations, image.array, strict=True):
         if scheme.low is None or scheme.high is None:

@@ -206,18 +206,6 @@ def test_inputs_that_do_not_fit_are_refused(
         Model.load(run, device="cpu").predict_array(array, spacing)
 
 
-def test_a_spacing_far_from_the_models_is_warned_of(
-    run: Path, phantom: Phantom, caplog: pytest.LogCaptureFixture
-) -> None:
-    model = Model.load(run, device="cpu")
-    with caplog.at_level(logging.WARNING):
-        model.predict_array(phantom.image, phantom.spacing_mm)
-    assert caplog.text == ""
-    with caplog.at_level(logging.WARNING):
-        model.predict_array(phantom.image, (0.03, 0.015, 0.015))
-    assert "far from the (1.5, 1.5, 1.5) mm" in caplog.text
-
-
 def test_intensities_unlike_those_of_training_are_warned_of(
     tmp_path: Path, phantom: Phantom, caplog: pytest.LogCaptureFixture
 ) -> None:
