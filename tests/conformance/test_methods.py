@@ -153,7 +153,7 @@ def test_two_ranks_train_as_one_does_on_the_whole_batch(name: str, tmp_path: Pat
 def test_one_case_can_be_learnt_by_heart(name: str, tmp_path: Path) -> None:
     numbers = {"iterations": 400, "batch_size": 4, "checkpoint_every": 1000, **hook(name, "OVERFIT", {})}
     plan = only_case(tiny_plan(name, **numbers))
-    store = tiny_store(plan)
+    store = tiny_store(plan, num_slices=12)
     (key,) = store.role("labelled")[:1]
     method = run(plan, tmp_path, store=store)
     looks_at = type(store)(cases=store.cases, roles={**store.roles, "validation": (key,)}, plan=plan)

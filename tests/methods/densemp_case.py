@@ -22,8 +22,6 @@ CONFIG: dict[str, Any] = {
     "per_look": 0.0,
 }
 TRAINING = {"lr": 3e-3}
-LEAST_SHAPE = (12, 24, 24)
-"""Phantoms of four slices have organs of eight voxels, which no cell of the features is."""
 
 RANK_TOLERANCE = None
 """Batch normalisation, the queues and the groups of keys see the pictures of their own rank."""
