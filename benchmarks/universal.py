@@ -8,7 +8,8 @@ network on fold 0 of all of them, without the domain LGE of MSCMRSeg. ``separate
 model per dataset, each for a sixth of the seconds that the joint training took. ``transfer`` makes a dataset
 of the labelled LGE scans, whose patients the joint training has not seen, and learns it from one case and
 from all but one, from random weights and from the joint network, at full and at a tenth of the rate; every
-patient is the test case of one fold. What the record has already is not trained again. Nothing is selected:
+patient is the test case of one fold. What the record has already is not
+trained again, and a training that was interrupted goes on. Nothing is selected:
 Dice are those of the last weights on the validation cases, on the grid of 4 mm.
 """
 
@@ -129,12 +130,9 @@ def fit(
         plan = lasting(seconds / 60, plan, registry.find(method)(plan), store, runtime=runtime, workers=0)
         iterations = plan.training.iterations
     assert iterations is not None
-    never = replace(
-        plan.training, iterations=iterations, validate_every=iterations + 1, checkpoint_every=iterations
-    )
+    never = replace(plan.training, iterations=iterations, validate_every=iterations + 1, checkpoint_every=500)
     plan = replace(plan, training=never)
     folder = space.run_folder(name, method, "default") / f"fold_{fold}"
-    shutil.rmtree(folder, ignore_errors=True)
     torch.manual_seed(plan.training.seed)
     model = registry.find(method)(plan)
     if start_from is not None:

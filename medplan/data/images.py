@@ -34,6 +34,7 @@ __all__ = [
     "read_image",
     "read_label",
     "read_stored",
+    "slice_axis",
     "write_image",
     "write_label",
 ]
@@ -75,6 +76,21 @@ class Geometry:
             letters[column] = ("RL", "AP", "IS")[row][int(matrix[row, column] > 0)]
             left[row, :] = left[:, column] = -1.0
         return "".join(letters)
+
+    @property
+    def is_oblique(self) -> bool:
+        """Whether thick slices are stacked along a direction more than 30 degrees from every world axis."""
+        axis = None if self.spacing_mm is None else slice_axis(self.spacing_mm)
+        if axis is None:
+            return False
+        along = np.reshape(self.direction, (3, 3))[:, 2 - axis]
+        return bool(np.abs(along).max() < np.cos(np.radians(30)))
+
+
+def slice_axis(spacing_mm: tuple[float, float, float]) -> int | None:
+    """Return the array axis along which slices at least twice as thick as pixels are stacked, if any."""
+    second, thickest = sorted(spacing_mm)[1:]
+    return spacing_mm.index(thickest) if thickest >= 2 * second else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,12 +92,13 @@ def named(names: Sequence[str], plan: Plan) -> tuple[DatasetPlan, ...]:
 
 
 def modalities_of(dataset: DatasetPlan) -> tuple[str, ...]:
-    """Return the known modalities of a dataset's images."""
-    domains: list[str | None] = [*sorted(set(dataset.domains.values()))]
-    cases = {case for fold in dataset.folds for ids in fold.values() for case in ids}
-    if not cases <= dataset.domains.keys():
-        domains.append(None)
-    names = dict.fromkeys(modality_of(dataset, domain) for domain in domains)
+    """Return the known modalities of the images that a dataset's labels are learnt from.
+
+    One that is seen in test images only has nothing to be learnt from, and is unknown.
+    """
+    cases = {case for fold in dataset.folds for case in fold.get("labelled", ())}
+    domains = {dataset.domains.get(case) for case in cases}
+    names = dict.fromkeys(modality_of(dataset, domain) for domain in sorted(domains, key=str))
     return tuple(name for name in names if name != UNKNOWN)
 
 

@@ -27,7 +27,7 @@ from medplan.records import encode, write_text
 
 __all__ = ["Cache", "digest_of"]
 
-VERSION = 2
+VERSION = 3
 ENDS_BYTES = 1 << 16
 
 logger = logging.getLogger(__name__)

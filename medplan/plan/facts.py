@@ -48,6 +48,7 @@ class CaseFacts:
         unannotated: share of the voxels that carry the ignore value.
         domain, patient: as the dataset says.
         digest: of the files (see `medplan.plan.cache`).
+        is_oblique: whether it is a stack of oblique thick slices (`Geometry.is_oblique`).
     """
 
     id: str
@@ -64,6 +65,7 @@ class CaseFacts:
     domain: str | None = None
     patient: str | None = None
     digest: str = ""
+    is_oblique: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,7 @@ def measure(case: RawCase, loaded: Loaded, labels: LabelSpace) -> Measured:
         unannotated=ignored / float(np.prod(geometry.shape)),
         domain=case.domain,
         patient=case.patient,
+        is_oblique=geometry.is_oblique,
     )
     small = thumbnail(array[0], geometry, threshold=thresholds[0], highest=facts.nonzero[0].p99_5)
     return Measured(facts=facts, nonzero=nonzero, foreground=foreground, thumbnail=small)

@@ -196,7 +196,10 @@ def _grid(
     orientation, reasons["grid.orientation"] = choose_orientation(
         read.slice_axes(facts), dims=dims, is_picture=is_picture, needs_canonical=needs.aligned
     )
+    if orientation is not None and (oblique := sum(case.is_oblique for each in facts for case in each.cases)):
+        reasons["grid.orientation"] += f"; {oblique} cases of oblique thick slices stay as stored"
     facts = facts if orientation is not None else read.as_stored(facts)
+    grid = Grid(spacing_mm=None, orientation=orientation, crop=crop, keeps_oblique=orientation is not None)
     spacing = overrides.value("grid.spacing_mm", "spacing")
     if spacing is not None and spacing[0] is not None:
         if is_picture:
@@ -206,24 +209,20 @@ def _grid(
         if len(values) != 3 or min(values) <= 0:
             raise PlanError(f"--spacing: should be one positive number or three (z y x), found {values}.")
         reasons["grid.spacing_mm"] = spacing[1]
-        return Grid(
-            spacing_mm=(float(values[0]), float(values[1]), float(values[2])),
-            orientation=orientation,
-            crop=crop,
-        )
+        return replace(grid, spacing_mm=(float(values[0]), float(values[1]), float(values[2])))
     if needs.grid == "squeezed":
         shape, reasons["grid.shape"] = _squeezed(needs, proposal, facts, dims, overrides)
-        return Grid(spacing_mm=None, shape=shape, orientation=orientation, crop=crop)
+        return replace(grid, shape=shape)
     if needs.grid == "native":
         reasons["grid.spacing_mm"] = "the method keeps each case's own grid"
-        return Grid(spacing_mm=None, orientation=orientation, crop=crop)
+        return grid
     if proposal.spacing_mm is not None and read.median_spacing_mm(facts) is not None:
         reasons.setdefault("grid.spacing_mm", "proposed by the method")
-        return Grid(spacing_mm=proposal.spacing_mm, orientation=orientation, crop=crop)
+        return replace(grid, spacing_mm=proposal.spacing_mm)
     chosen, reasons["grid.spacing_mm"] = choose_spacing(
         read.median_spacing_mm(facts), read.median_extent_mm(facts, crop), read.class_diameters_mm(facts)
     )
-    return Grid(spacing_mm=chosen, orientation=orientation, crop=crop)
+    return replace(grid, spacing_mm=chosen)
 
 
 def _squeezed(

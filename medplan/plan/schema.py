@@ -59,6 +59,8 @@ class Grid:
         crop: ``nonzero`` crops to the box of non-zero intensities, ``body`` to the box of the body (air
             removed), ``none`` keeps everything.
         align_to: id of the case that all others are affinely aligned to before anything else, or None.
+        keeps_oblique: oblique thick slices (`Geometry.is_oblique`) stay as they are stored, because the axes
+            nearest to theirs change from patient to patient. Plans made before this was known turn them.
     """
 
     spacing_mm: tuple[float, float, float] | None
@@ -66,6 +68,7 @@ class Grid:
     orientation: str | None = "RAS"
     crop: Literal["nonzero", "body", "none"] = "nonzero"
     align_to: str | None = None
+    keeps_oblique: bool = False
 
     def __post_init__(self) -> None:
         if self.spacing_mm is not None and min(self.spacing_mm) <= 0:
@@ -154,7 +157,10 @@ class DatasetPlan:
         """Name of the folder of preprocessed cases: readable, and different for every grid and
         normalisation.
         """
-        facts = json.dumps(encode([grid, self.normalisations, self.labels]), sort_keys=True)
+        geometry = encode(grid)
+        if not grid.keeps_oblique:  # so that data that were prepared before are found
+            del geometry["keeps_oblique"]
+        facts = json.dumps([geometry, *encode([self.normalisations, self.labels])], sort_keys=True)
         digest = hashlib.blake2b(facts.encode(), digest_size=4).hexdigest()
         if grid.spacing_mm is not None:
             readable = "x".join(f"{value:g}" for value in grid.spacing_mm) + "mm"

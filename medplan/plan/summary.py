@@ -1,6 +1,7 @@
 """What the planner reads off fingerprints, over one dataset or several.
 
-All axes are z, y, x of the canonical orientation, in which fingerprints, being facts, are not.
+All axes are z, y, x of the canonical orientation, in which fingerprints, being facts, are not; oblique slices
+stay as they are stored (`Grid.keeps_oblique`).
 """
 
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from math import log
 from statistics import median
 from typing import Literal, TypeVar
 
+from medplan.data.images import slice_axis
 from medplan.data.labels import LabelSpace
 from medplan.plan.fingerprint import CaseFacts, Fingerprint
 from medplan.plan.folds import Entry
@@ -28,7 +30,6 @@ MASKED_SHARE = 0.75
 """A box of non-zero intensities smaller than this share of the image tells of a mask, as in nnU-Net."""
 
 INCOMPLETE = 1000.0
-THICKER = 2.0
 
 
 def is_picture(facts: Sequence[Fingerprint]) -> bool:
@@ -88,13 +89,13 @@ def grid_shapes(facts: Sequence[Fingerprint], grid: Grid) -> list[Voxels]:
 
 
 def slice_axes(facts: Sequence[Fingerprint]) -> list[Literal["z", "y", "x"] | None]:
-    """Return per case the canonical axis along which slices at least twice as thick as pixels are stacked."""
+    """Return per case the axis of the grid along which thick slices are stacked (`slice_axis`)."""
     axes: list[Literal["z", "y", "x"] | None] = []
     for case in _cases(facts):
-        spacing = _spacing(case) or (1.0, 1.0, 1.0)
-        second, thickest = sorted(spacing)[1:]
+        spacing = _spacing(case)
+        axis = None if spacing is None else slice_axis(spacing)
         names: tuple[Literal["z", "y", "x"], ...] = ("z", "y", "x")
-        axes.append(names[spacing.index(thickest)] if thickest >= THICKER * second else None)
+        axes.append(None if axis is None else names[axis])
     return axes
 
 
@@ -192,7 +193,7 @@ def _cropped(case: CaseFacts, crop: Literal["nonzero", "body", "none"]) -> Voxel
 
 def _canonical(case: CaseFacts, values: tuple[Number, Number, Number]) -> tuple[Number, Number, Number]:
     """Reorder values of the stored axes z, y, x to those of the canonical orientation."""
-    if case.spacing_mm is None:
+    if case.spacing_mm is None or case.is_oblique:
         return values
     # Letters name x, y, z; the values come in the order z, y, x.
     along = [

@@ -126,17 +126,20 @@ class Restoration:
         return np.where(self.flipped, last - turned, turned)
 
 
-def canonical_axes(geometry: Geometry, orientation: str | None) -> tuple[Voxel, Flips]:
+def canonical_axes(
+    geometry: Geometry, orientation: str | None, *, keeps_oblique: bool = False
+) -> tuple[Voxel, Flips]:
     """Return the exchange and reversal of array axes that brings a grid nearest to an orientation.
 
     Args:
         orientation: nibabel axis codes of increasing x, y, z, such as 'RAS'; None keeps the array, and so do
             pictures.
+        keeps_oblique: as in `Grid`.
 
     An oblique grid keeps the rest of its rotation: its voxels are not interpolated.
     Raises: PlanError if `orientation` is no orientation.
     """
-    if orientation is None or geometry.spacing_mm is None:
+    if orientation is None or geometry.spacing_mm is None or (keeps_oblique and geometry.is_oblique):
         return (0, 1, 2), (False, False, False)
     if sorted(_LETTERS.get(letter, (9, 0))[0] for letter in orientation) != [0, 1, 2]:
         raise PlanError(

@@ -129,7 +129,7 @@ def _check(
 def _resampled(
     image: Image, codes: npt.NDArray[np.int16] | None, dataset_plan: DatasetPlan, grid: Grid
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int16] | None, Restoration]:
-    axes, flipped = canonical_axes(image.geometry, grid.orientation)
+    axes, flipped = canonical_axes(image.geometry, grid.orientation, keeps_oblique=grid.keeps_oblique)
     canonical = canonical_geometry(image.geometry, axes=axes, flipped=flipped)
     whole = Restoration(
         native=image.geometry,

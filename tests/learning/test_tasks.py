@@ -1,5 +1,7 @@
 """Names and numbers of tasks and modalities."""
 
+from dataclasses import replace
+
 import pytest
 
 from medplan.data.labels import LabelSpace
@@ -65,6 +67,12 @@ def test_unknown_modalities_have_no_row_and_the_number_minus_one():
     assert modalities_of(dataset()) == ()
     assert modality_of_case(several, "LGE", ("CT", "LGE")) == 1
     assert modality_of_case(dataset(), None, ("CT", "LGE")) == -1
+
+
+def test_a_modality_that_only_test_images_have_is_unknown():
+    several = dataset(domains={"a": "bSSFP", "b": "LGE"}, cases=("a",))
+    kept = replace(several, folds=({"labelled": ("a",), "test": ("b",)},))
+    assert modalities_of(kept) == ("bSSFP",)
 
 
 def test_added_tasks_come_last_or_the_plan_is_refused():

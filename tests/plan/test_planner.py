@@ -289,7 +289,7 @@ def test_datasets_to_pretrain_on_may_have_other_channels_and_serve_every_fold(
         plan(fingerprint("A"), pictures, method=toy(several_datasets=True))
 
 
-def test_oblique_slices_keep_their_axes(plan: Make, fingerprint: Make) -> None:
+def test_slices_along_several_axes_keep_theirs(plan: Make, fingerprint: Make) -> None:
     facts = fingerprint(shape=(12, 200, 220), spacing_mm=(8.0, 1.5, 1.5), orientation="PSR")
     turned = replace(facts.cases[0], orientation="LSP")
     made = plan(replace(facts, cases=(turned, *facts.cases[1:])))
@@ -297,6 +297,17 @@ def test_oblique_slices_keep_their_axes(plan: Make, fingerprint: Make) -> None:
     assert made.grid.spacing_mm == (8.0, 1.5, 1.5)
     assert made.patch_size[0] <= 12 < made.patch_size[1]
     assert made.mirror_axes(made.datasets[0]) == (0, 1, 2)
+
+
+def test_hearts_lie_alike_in_every_plan(plan: Make, fingerprint: Make, toy: Make) -> None:
+    shape, spacing = (12, 200, 220), (8.0, 1.5, 1.5)
+    stored = fingerprint("Heart", shape=shape, spacing_mm=spacing, orientation="PSR")
+    heart = replace(stored, cases=tuple(replace(case, is_oblique=True) for case in stored.cases))
+    alone, together = plan(heart), plan(heart, fingerprint("Brain"), method=toy(several_datasets=True))
+    for made in (alone, together):
+        assert made.grid.orientation == "RAS" and made.grid.keeps_oblique
+        assert "10 cases of oblique thick slices" in made.reasons["grid.orientation"]
+    assert alone.grid.spacing_mm == spacing
 
 
 @pytest.mark.parametrize(("orientation", "expected"), [("RAS", (0, 1)), (None, ())])

@@ -73,6 +73,34 @@ def test_every_orientation_becomes_canonical_and_comes_back_exactly(
     assert np.allclose(there @ to_world.T + origin, voxels @ native_to_world.T + native_origin, atol=1e-9)
 
 
+def stack(turn_degrees, thickness=8.0):
+    """Return a stack of slices whose normal lies so far from the long axis of the body."""
+    a = np.deg2rad(turn_degrees)
+    direction = np.array([[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]])
+    return Geometry(shape=SHAPE, spacing_mm=(thickness, 1.5, 1.5), direction=tuple(direction.ravel()))
+
+
+def test_oblique_thick_slices_stay_as_they_are_stored():
+    # Two hearts, nearly alike: the axes nearest to theirs are not.
+    one, other = stack(44), stack(46)
+    assert canonical_axes(one, "RAS") != canonical_axes(other, "RAS")
+    for each in (one, other):
+        assert each.is_oblique
+        assert canonical_axes(each, "RAS", keeps_oblique=True) == ((0, 1, 2), (False, False, False))
+
+
+@pytest.mark.parametrize("geometry", [stack(20), stack(70), stack(45, thickness=2.0)])
+def test_slices_that_are_thin_or_near_an_axis_are_turned(geometry):
+    assert not geometry.is_oblique
+    assert canonical_axes(geometry, "RAS", keeps_oblique=True) == canonical_axes(geometry, "RAS")
+
+
+def test_data_prepared_before_oblique_slices_were_kept_are_found(make_plan):
+    old, new = Grid(spacing_mm=(4.0, 4.0, 4.0)), Grid(spacing_mm=(4.0, 4.0, 4.0), keeps_oblique=True)
+    names = [make_plan().preprocessed_name(grid) for grid in (old, new)]
+    assert names[0] == "4x4x4mm-8f36352f" and names[1] != names[0]
+
+
 @pytest.mark.parametrize("orientation", ["LPS", "ASR", "SPL"])
 def test_any_orientation_can_be_canonical(orientation):
     axes, flipped = canonical_axes(turned((1, 2, 0), (1, -1, 1)), orientation)
