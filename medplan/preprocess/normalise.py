@@ -12,6 +12,7 @@ from medplan.plan.schema import Normalisation
 __all__ = ["body_mask", "normalise"]
 
 _MAX_PERCENTILE_SAMPLES = 2**22
+_PIECE = 2**18
 
 
 def normalise(
@@ -95,7 +96,9 @@ def _normalise_channel(
 
 
 def _moments(values: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """Return mean and standard deviation in double precision without a second copy of the volume."""
-    mean = float(values.mean(dtype=np.float64))
-    squares = sum(float(np.square(part - mean, dtype=np.float64).sum()) for part in values)
-    return mean, float(np.sqrt(squares / values.size))
+    """Return mean and standard deviation in double precision, without a copy of all values at once."""
+    flat = values.reshape(-1)
+    mean = float(flat.mean(dtype=np.float64))
+    pieces = (flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE))
+    squares = sum(float(np.square(piece - np.float64(mean)).sum()) for piece in pieces)
+    return mean, float(np.sqrt(squares / flat.size))

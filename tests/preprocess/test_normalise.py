@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,14 @@ def test_inside_the_body_only_its_own_voxels_count():
     assert (result[:, :, :2] == 0).all()
     assert abs(result[:, :, 2:].mean()) < 1e-5
     assert abs(result[:, :, 2:].std() - 1) < 1e-5
+
+
+def test_normalising_inside_a_mask_costs_no_loop_over_voxels():
+    array = np.zeros((1, 100, 100, 100), np.float32)
+    array[:, 5:] = np.random.default_rng(0).random((95, 100, 100)) + 1
+    start = time.process_time()
+    normalise(array, [Normalisation(scheme="zscore", nonzero_only=True)])
+    assert time.process_time() - start < 1
 
 
 def test_holes_belong_to_the_body():
