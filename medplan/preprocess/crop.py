@@ -16,6 +16,8 @@ Voxel = tuple[int, int, int]
 _AIR_HU = -500.0
 _MARGIN_MM = 10.0
 _COARSE_MM = 3.0
+_PART_SHARE = 0.2
+"""Parts of at least this share of the largest belong to the body too: two legs, arms beside the trunk."""
 
 
 def crop_box(
@@ -28,7 +30,7 @@ def crop_box(
     """Return the box [lower, upper) in voxels (z, y, x) that holds what matters, or else the whole image.
 
     ``nonzero`` is the smallest box of all voxels that are non-zero in any channel. ``body`` is the box of the
-    body: the largest connected part of a CT above -500 HU, or of another image above half of Otsu's threshold
+    body: the large connected parts of a CT above -500 HU, or of another image above half of Otsu's threshold
     between air and tissue, with a margin of 10 mm, inside the ``nonzero`` box unless the image is a CT.
 
     Args:
@@ -39,7 +41,7 @@ def crop_box(
     if crop == "none":
         return whole
     if crop == "body" and "CT" in modalities:
-        return _largest_part(array[list(modalities).index("CT")], _AIR_HU, spacing_mm) or whole
+        return _large_parts(array[list(modalities).index("CT")], _AIR_HU, spacing_mm) or whole
     boxes = ndimage.find_objects((array != 0).any(axis=0).view(np.uint8))
     if not boxes:
         return whole
@@ -48,16 +50,16 @@ def crop_box(
     if crop == "nonzero":
         return lower, upper
     inside = array[0][box]
-    part = _largest_part(inside, half_otsu(inside), spacing_mm)
-    if part is None:
+    parts = _large_parts(inside, half_otsu(inside), spacing_mm)
+    if parts is None:
         return lower, upper
-    return _voxel(np.add(lower, part[0])), _voxel(np.add(lower, part[1]))
+    return _voxel(np.add(lower, parts[0])), _voxel(np.add(lower, parts[1]))
 
 
-def _largest_part(
+def _large_parts(
     volume: npt.NDArray[np.generic], threshold: float, spacing_mm: tuple[float, float, float] | None
 ) -> tuple[Voxel, Voxel] | None:
-    """Return the box of the largest connected part above a threshold, with a margin; seen coarsely."""
+    """Return the box of the large connected parts above a threshold, with a margin; seen coarsely."""
     spacing = spacing_mm or (1.0, 1.0, 1.0)
     steps = [
         max(1, min(round(_COARSE_MM / one), n // 16)) for one, n in zip(spacing, volume.shape, strict=True)
@@ -68,13 +70,18 @@ def _largest_part(
     parts, count = ndimage.label(coarse)
     if count == 0:
         return None
-    largest = int(np.bincount(parts.ravel())[1:].argmax())
-    box = ndimage.find_objects(parts)[largest]
+    sizes = np.bincount(parts.ravel())[1:]
+    kept = [
+        box
+        for box, size in zip(ndimage.find_objects(parts), sizes, strict=True)
+        if size >= _PART_SHARE * sizes.max()
+    ]
     lower, upper = [], []
-    for limits, step, one, n in zip(box, steps, spacing, volume.shape, strict=True):
+    for axis, (step, one, n) in enumerate(zip(steps, spacing, volume.shape, strict=True)):
         margin = round(_MARGIN_MM / one)
-        lower.append(max(0, (limits.start - 1) * step + 1 - margin))
-        upper.append(min(n, limits.stop * step + margin))
+        first, behind = min(box[axis].start for box in kept), max(box[axis].stop for box in kept)
+        lower.append(max(0, (first - 1) * step + 1 - margin))
+        upper.append(min(n, behind * step + margin))
     return _voxel(lower), _voxel(upper)
 
 

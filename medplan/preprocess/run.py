@@ -22,7 +22,7 @@ __all__ = ["prepare", "preprocess", "read_restoration"]
 
 Sources = dict[str, tuple[int, int, str]]
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same input would be preprocessed to other values."""
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,7 @@ def preprocess(
 
     A case is done again when its files, the grid, the normalisation or the labels have changed. Interrupting
     at any point and starting again gives the same bytes as a run without interruption. Threads share the
-    work: reading, matrix products and compression run outside Python's lock, and
-    torch is not needed.
+    work, since reading, matrix products and compression run outside Python's lock; torch is not needed.
 
     Args:
         dataset: training cases are preprocessed, and those test cases that a fold of the plan names.

@@ -192,6 +192,13 @@ def test_the_body_of_a_ct_is_found_without_table_and_air():
     assert lower[1] >= 20 and upper[1] <= 70 and lower[2] >= 15
 
 
+def test_both_legs_belong_to_the_body():
+    array = np.full((1, 40, 60, 120), -1000.0)
+    array[:, :, 20:40, 20:50] = array[:, :, 20:40, 70:95] = 40
+    lower, upper = crop_box(array, crop="body", modalities=("CT",), spacing_mm=(2.0, 2.0, 2.0))
+    assert lower[2] <= 20 and upper[2] >= 95
+
+
 def test_the_body_of_an_mr_image_keeps_dark_tissue(noise):
     array = np.abs(noise((1, 40, 80, 80))) * 3 + 1
     array[:, 5:35, 20:60, 20:60] += 60
