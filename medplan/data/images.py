@@ -193,14 +193,13 @@ def as_label(array: Array, path: Path) -> npt.NDArray[np.integer]:
     if values.dtype.kind == "b":
         return cast(npt.NDArray[np.integer], values.astype(np.uint8))
     rounded = np.rint(values)
-    # NaN fails this comparison too.
-    if not bool((np.abs(values - rounded) <= INTEGER_TOLERANCE).all()):
-        example = values[~(np.abs(values - rounded) <= INTEGER_TOLERANCE)].flat[0]
+    with np.errstate(invalid="ignore"):  # NaN and infinity fail the comparison
+        is_integer = np.abs(values - rounded) <= INTEGER_TOLERANCE
+    if not is_integer.all():
         raise DataError(
-            f"{path}: label values should be integers, found {example:g}; was the label resampled with "
-            "linear "
-            "interpolation? Export it again, or let 'medplan fingerprint --repair' round what is nearly an "
-            "integer."
+            f"{path}: label values should be integers, found {values[~is_integer].flat[0]:g}; was the label "
+            "resampled with linear interpolation? Export it again, or let 'medplan fingerprint --repair' "
+            "round what is nearly an integer."
         )
     kind = _integer_type(float(rounded.min(initial=0)), float(rounded.max(initial=0)), path)
     return cast(npt.NDArray[np.integer], rounded.astype(kind))

@@ -90,10 +90,16 @@ def nearest_grid(
     """Return the grid of a file whose axes are not perpendicular: the nearest one whose axes are.
 
     Returns: spacing (x, y, z) mm, origin (x, y, z) mm LPS, direction (9, row-major, LPS), size (x, y, z).
+    Raises: DataError if the header is damaged.
     """
     import nibabel
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
 
-    image: Any = nibabel.load(path)
+    try:
+        image: Any = nibabel.load(path)
+    except (ImageFileError, HeaderDataError, EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{path}: it cannot be read as NIfTI ({error}); copy or download it again.") from None
     to_lps = np.diag([-1.0, -1.0, 1.0])
     axes = to_lps @ image.affine[:3, :3]
     spacing = np.linalg.norm(axes, axis=0)

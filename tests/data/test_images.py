@@ -14,6 +14,7 @@ from PIL import Image as Pillow
 from medplan.data import pictures
 from medplan.data.images import (
     Geometry,
+    as_label,
     ending_of,
     read_geometry,
     read_image,
@@ -154,6 +155,17 @@ def test_truncated_volumes_are_refused(tmp_path: Path, ending: str, share: float
         read_image([path])
 
 
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8bnothing", b"x" * 1000])
+def test_a_damaged_header_is_an_error_that_names_the_file(
+    tmp_path: Path, ending: str, content: bytes
+) -> None:
+    path = tmp_path / f"scan{ending}"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="scan"):
+        read_geometry(path)
+
+
 def test_gzip_files_in_several_pieces_are_read(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.nii", noise(*OBLIQUE.shape), OBLIQUE)
     data = path.read_bytes()
@@ -241,6 +253,14 @@ def test_labels_that_are_no_integers_are_refused(tmp_path: Path) -> None:
 
 GREY = (np.arange(35).reshape(5, 7) * 7 % 251).astype(np.uint8)
 RGB = np.random.default_rng(2).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.5])
+def test_no_label_value_is_made_up(tmp_path: Path, value: float) -> None:
+    array = np.zeros((1, 2, 2, 2), np.float32)
+    array[0, 0, 0, 0] = value
+    with pytest.raises(DataError, match=f"integers, found {value:g}"):
+        as_label(array, tmp_path / "label.nii.gz")
 
 
 def test_grey_pictures_of_every_kind_are_read(tmp_path: Path) -> None:
