@@ -2,9 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medplan.errors import DataError, UsageError
 from medplan.workspace import Workspace
+
+if TYPE_CHECKING:
+    from medplan.plan.fingerprint import Fingerprint
 
 __all__ = ["convert", "datasets", "fingerprint"]
 
@@ -43,13 +47,13 @@ def fingerprint(
         raise UsageError("--repair takes one dataset at a time.")
     for name in datasets:
         if check or repair is not None:
-            _check(space, name, repair)
+            _check(space, name, repair, workers=workers)
         else:
             extract(space, name, workers=workers)
     return 0
 
 
-def extract(space: Workspace, name: str, *, workers: int | None):  # type: ignore[no-untyped-def]
+def extract(space: Workspace, name: str, *, workers: int | None) -> "Fingerprint":
     """Write and return the fingerprint of a dataset."""
     from medplan.data.dataset import open_dataset
     from medplan.plan.fingerprint import extract
@@ -63,22 +67,22 @@ def extract(space: Workspace, name: str, *, workers: int | None):  # type: ignor
     return facts
 
 
-def _check(space: Workspace, name: str, target: Path | None) -> None:
+def _check(space: Workspace, name: str, target: Path | None, *, workers: int | None) -> None:
+    """Report what is wrong with the files of a dataset, or write a corrected copy and report the rest."""
     from medplan.data.checks import check
     from medplan.data.dataset import open_dataset
     from medplan.data.repairs import repair
 
     dataset = open_dataset(space.raw_folder(name))
-    findings = check(dataset)
+    findings = check(dataset, workers=workers) if target is None else repair(dataset, target)
     for finding in findings:
         print(finding.sentence)
-    errors = sum(finding.is_error for finding in findings)
     if target is not None:
-        left = repair(dataset, target)
         print(f"Corrected copy: {target}")
-        errors = len(left)
+    errors = sum(finding.is_error for finding in findings)
+    if errors and target is not None:
+        raise DataError(f"The copy of '{dataset.name}' leaves out the cases with the {errors} errors above.")
     if errors:
-        raise DataError(
-            f"'{dataset.name}' has {errors} problem(s) that training would stumble over; see above."
-        )
-    print(f"'{dataset.name}': {len(dataset.cases)} cases checked, nothing wrong that matters.")
+        raise DataError(f"'{dataset.name}' has {errors} errors that training would stop at; see above.")
+    number = len(dataset.cases) + len(dataset.test_cases)
+    print(f"'{dataset.name}': {number} cases checked, without errors.")

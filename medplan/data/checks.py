@@ -148,17 +148,15 @@ class _Notes:
     def compare(self, file: Path, found: Geometry, expected: Geometry, words: str) -> None:
         different = differences(found, expected)
         # A label that lies elsewhere but has the same shape and spacing does no harm, since arrays are
-        # matched voxel by voxel; it is told because it can be a sign that the label is another scan's.
+        # matched voxel by voxel; it is reported because the label may belong to another scan.
         for what, values in different.items():
-            remedy = (
-                "export it again on the grid of the image" if what == "shape" else "or let --repair do so"
-            )
-            advice = remedy if what == "shape" else f"take the grid of the image, {remedy}"
+            can_repair = "shape" not in different
             self.add(
                 file,
-                f"{words} differ in {what}: {values}; {advice}",
+                f"{words} differ in {what}: {values}; export it again on the grid of the image"
+                + (", or let --repair take that grid" if can_repair else ""),
                 is_error=what in ("shape", "spacing"),
-                can_repair=what != "shape" and "shape" not in different,
+                can_repair=can_repair,
             )
 
 
@@ -230,8 +228,9 @@ def _label(path: Path, geometry: Geometry | None, notes: _Notes) -> npt.NDArray[
 
 
 def nearly_integer(array: Array) -> bool:
-    """Whether all values are within 0.01 of an integer."""
-    return bool((np.abs(array - np.rint(array)) <= ROUNDING_TOLERANCE).all())
+    """Return whether all values are within 0.01 of an integer."""
+    with np.errstate(invalid="ignore"):  # NaN and infinity fail the comparison
+        return bool((np.abs(array - np.rint(array)) <= ROUNDING_TOLERANCE).all())
 
 
 def _declared(path: Path, counts: dict[int, int], dataset: Dataset, notes: _Notes) -> None:

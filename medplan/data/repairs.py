@@ -1,4 +1,4 @@
-"""A corrected copy of a raw dataset: what can be put right without guessing is, the source stays as it is."""
+"""A copy of a raw dataset in which all is corrected that needs no guess; the source stays as it is."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medplan.data.checks import ROUNDING_TOLERANCE, Finding, differences, inspect, stray_findings
+from medplan.data.checks import Finding, differences, inspect, nearly_integer, stray_findings
 from medplan.data.dataset import Dataset
 from medplan.data.formats import ending_of
 from medplan.data.images import Geometry, as_label, read_stored, write_image, write_label
@@ -55,15 +55,13 @@ def repair(dataset: Dataset, target: Path) -> tuple[Finding, ...]:
         raise DataError(f"{target}: the corrected copy needs a folder that is new or empty.")
     left: list[Finding] = list(stray_findings(dataset))
     labelled, copied = 0, set()
-    test_ids = {case.id for case in dataset.test_cases}
-    cases = (*dataset.cases, *dataset.test_cases)
-    for case in track(cases, label=f"correcting {dataset.name}", total=len(cases)):
+    parts = [*(("Tr", case) for case in dataset.cases), *(("Ts", case) for case in dataset.test_cases)]
+    for part, case in track(parts, label=f"correcting {dataset.name}"):
         _, findings = inspect(case, dataset)
         remaining = [finding for finding in findings if not finding.can_repair]
         left.extend(remaining)
         if any(finding.is_error for finding in remaining):
             continue
-        part = "Ts" if case.id in test_ids else "Tr"
         _write_case(case, findings, dataset, target, part)
         copied.add(case.id)
         labelled += part == "Tr" and case.is_labelled
@@ -103,7 +101,7 @@ def _write_case(
         shutil.copyfile(case.label, name)
         return
     array, found = read_stored(case.label, label=True)
-    write_label(name, as_label(_rounded(array), case.label), first)
+    write_label(name, as_label(np.rint(array) if nearly_integer(array) else array, case.label), first)
     changed = ", ".join(differences(found, first)) or "values"
     logger.info("%s: written anew (%s)", name, changed)
 
@@ -122,13 +120,6 @@ def _finite(array: Array) -> Array:
     return result
 
 
-def _rounded(array: Array) -> Array:
-    if array.dtype.kind != "f":
-        return array
-    rounded = np.rint(array)
-    return rounded if bool((np.abs(array - rounded) <= ROUNDING_TOLERANCE).all()) else array
-
-
 def _describe(dataset: Dataset, target: Path, copied: set[str], labelled: int) -> None:
     """Write dataset.json in nnU-Net v2's form, with the free text of the source."""
     data = json.loads((dataset.folder / "dataset.json").read_text(encoding="utf-8"))
@@ -140,6 +131,11 @@ def _describe(dataset: Dataset, target: Path, copied: set[str], labelled: int) -
     for key in ("domain", "patient"):
         if key in kept:
             kept[key] = {case: value for case, value in kept[key].items() if case in copied}
+    if "splits" in kept:
+        kept["splits"] = {
+            name: {role: [case for case in ids if case in copied] for role, ids in roles.items()}
+            for name, roles in kept["splits"].items()
+        }
     target.mkdir(parents=True, exist_ok=True)
     write_text(json.dumps(kept, indent=1) + "\n", target / "dataset.json")
 

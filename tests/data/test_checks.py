@@ -182,6 +182,27 @@ def test_repair_never_writes_over_or_into_the_source(raw_dataset: Path, tmp_path
         repair(dataset, tmp_path / "full")
 
 
+def test_a_copy_can_be_opened_when_a_case_of_a_published_split_is_left_out(
+    raw_dataset: Path, tmp_path: Path
+) -> None:
+    data = json.loads((raw_dataset / "dataset.json").read_text())
+    data["splits"] = {"paper": {"labelled": ["case00", "case01"], "validation": ["case02"]}}
+    (raw_dataset / "dataset.json").write_text(json.dumps(data))
+    shorten(raw_dataset, IMAGE)
+    assert [finding.case for finding in repair(open_dataset(raw_dataset), tmp_path / "copy")] == ["case00"]
+    copy = open_dataset(tmp_path / "copy")
+    assert copy.splits == {"paper": {"labelled": ("case01",), "validation": ("case02",)}}
+
+
+def test_a_training_and_a_test_case_of_one_name_stay_two(raw_dataset: Path, tmp_path: Path) -> None:
+    for part, ending in (("images", "_0000.nii.gz"), ("labels", ".nii.gz")):
+        (test,) = (raw_dataset / f"{part}Ts").iterdir()
+        test.rename(test.with_name(f"case00{ending}"))
+    repair(open_dataset(raw_dataset), tmp_path / "copy")
+    for name in (IMAGE, IMAGE.replace("Tr", "Ts")):
+        assert (tmp_path / "copy" / name).read_bytes() == (raw_dataset / name).read_bytes()
+
+
 def test_channels_that_lie_elsewhere_are_found_and_repaired(tmp_path: Path) -> None:
     root = make_raw_dataset(tmp_path / "set", num_labelled=1)
     data = json.loads((root / "dataset.json").read_text())
