@@ -95,7 +95,8 @@ def open_dataset(folder: Path) -> Dataset:
     if not cases:
         raise DataError(f"{folder}: there are no training images; expected files '*{ending}' in imagesTr.")
     return Dataset(
-        name=re.sub(r"^(Dataset\d{3}|Task\d{2})_", "", folder.resolve().name),
+        # Of a link its own name, under which the workspace finds it, not that of what it leads to.
+        name=re.sub(r"^(Dataset\d{3}|Task\d{2})_", "", os.path.basename(os.path.abspath(folder))),
         folder=folder,
         channels=description.channels,
         labels=description.labels,

@@ -12,6 +12,7 @@ from PIL import Image as Pillow
 from medplan.data.dataset import find_inputs, open_dataset
 from medplan.data.images import read_image
 from medplan.errors import DataError
+from tests.conftest import make_raw_dataset
 from tests.data.test_dicom import write_series
 
 
@@ -59,6 +60,13 @@ def test_images_in_a_folder_of_their_own_are_unlabelled(tmp_path: Path, folder: 
 @pytest.mark.parametrize("name", ["Dataset027_ACDC", "Task27_ACDC", "ACDC"])
 def test_names_are_short(tmp_path: Path, name: str) -> None:
     assert open_dataset(make(tmp_path / name, "imagesTr/a_0000.nii.gz")).name == "ACDC"
+
+
+def test_a_linked_folder_is_called_by_the_name_of_the_link(tmp_path: Path) -> None:
+    make_raw_dataset(tmp_path / "disk" / "scans_v2", num_labelled=1)
+    link = tmp_path / "Dataset004_Liver"
+    link.symlink_to(tmp_path / "disk" / "scans_v2", target_is_directory=True)
+    assert open_dataset(link).name == "Liver"
 
 
 def test_channels_are_sorted_and_missing_ones_expected(tmp_path: Path) -> None:
