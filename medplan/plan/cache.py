@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from medplan.data.labels import LabelSpace
-from medplan.data.rawcase import RawCase
+from medplan.data.rawcase import RawCase, files_of
 from medplan.plan.facts import CaseFacts, ClassFacts, Measured
 from medplan.plan.likeness import SIDE, Thumbnail
 from medplan.plan.statistics import Histogram, Intensity
@@ -29,6 +29,8 @@ __all__ = ["Cache", "digest_of"]
 
 VERSION = 3
 ENDS_BYTES = 1 << 16
+BEGIN = '{"id": '
+"""Of every line, so that the case is known without reading the rest."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +61,8 @@ class Cache:
         self._lock = threading.Lock()
         self._lines: dict[str, str] = {}
         for line in self._stored():
-            self._lines[line.split('"', 4)[3]] = line
+            case_id, _ = json.JSONDecoder().raw_decode(line, len(BEGIN))
+            self._lines[case_id] = line
 
     def get(self, case: RawCase) -> Measured | None:
         """Return what is known of a case if its files are unchanged."""
@@ -109,19 +112,16 @@ class Cache:
         if not self.path.is_file():
             return []
         lines = self.path.read_text(encoding="utf-8").splitlines()
-        whole = [line for line in lines if line.startswith('{"id": "') and line.endswith("}")]
+        whole = [line for line in lines if line.startswith(f'{BEGIN}"') and line.endswith("}")]
         if len(whole) != len(lines):
             logger.info("%s: %d incomplete lines are left out", self.path, len(lines) - len(whole))
         return whole
 
 
 def _files(case: RawCase) -> list[Path]:
-    """Return the files whose bytes are the case; .mhd has its voxels in a second file."""
-    files = [*case.images, *([case.label] if case.label is not None else [])]
-    for path in tuple(files):
-        if path.suffix.lower() == ".mhd":
-            files += [other for ending in (".raw", ".zraw") if (other := path.with_suffix(ending)).is_file()]
-    return files
+    """Return the files whose bytes are the case."""
+    paths = [*case.images, *([case.label] if case.label is not None else [])]
+    return [file for path in paths for file in files_of(path)]
 
 
 def _stamps(case: RawCase) -> list[Stamp]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medplan.data.dataset import Dataset, RawCase
 from medplan.data.images import read_image, read_label
+from medplan.data.rawcase import files_of
 from medplan.errors import DataError, MedplanError
 from medplan.plan.schema import DatasetPlan, Grid
 from medplan.preprocess.atlas import Atlas, atlas_path, make_atlas
@@ -144,7 +145,7 @@ def _sources(case: RawCase, known: Sources) -> Sources:
         paths["label"] = case.label
     sources: Sources = {}
     for name, path in paths.items():
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        files = files_of(path)
         try:
             stats = [file.stat() for file in files]
         except FileNotFoundError as error:

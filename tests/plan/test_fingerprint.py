@@ -25,6 +25,7 @@ from medplan.plan.fingerprint import Fingerprint, extract
 from medplan.plan.statistics import Intensity, merge, summarise
 from medplan.records import read_json, write_json
 from tests.conftest import make_phantom, make_raw_dataset, write_nifti
+from tests.data.test_dicom import write_series
 
 
 def take(root: Path, *, workers: int = 2) -> Fingerprint:
@@ -134,6 +135,22 @@ def test_a_second_run_gives_the_same_and_reads_nothing(
     for path in raw_dataset.rglob("*.nii.gz"):
         os.utime(path, ns=(1, 1))
     assert take(raw_dataset) == first
+
+
+def test_cases_of_any_name_are_remembered(raw_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in raw_dataset.rglob("case00*"):
+        path.rename(path.with_name(path.name.replace("case00", 'M\u00fcller "2"')))
+    first = take(raw_dataset)
+    monkeypatch.setattr(module, "inspect", lambda *_: pytest.fail("a file was read again"))
+    assert take(raw_dataset) == first
+
+
+def test_images_may_be_dicom_folders(tmp_path: Path) -> None:
+    root = make_raw_dataset(tmp_path / "set", num_labelled=0, num_unlabelled=1)
+    write_series(tmp_path / "scan")
+    describe(root, dataset={"a": {"images": [str(tmp_path / "scan")]}})
+    assert take(root) == take(root)
+    assert take(root).cases[0].shape == (4, 6, 5)
 
 
 def test_only_what_changed_is_read_again(raw_dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

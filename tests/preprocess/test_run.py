@@ -7,12 +7,14 @@ import time
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from medplan.data.dataset import open_dataset
 from medplan.errors import DataError
 from medplan.plan.schema import Grid
 from medplan.preprocess import run
 from medplan.preprocess.run import preprocess, read_restoration
+from tests.conftest import make_raw_dataset
 
 GRID = Grid(spacing_mm=(2.0, 2.0, 2.0))
 
@@ -88,6 +90,18 @@ def test_done_cases_are_left_alone_until_their_files_or_the_plan_change(raw_data
     assert changed() == {"case01", "case03"}
     preprocess(dataset, make_plan(scheme="unit"), GRID, folder, workers=2)
     assert changed() == {path.name.split(".")[0] for path in folder.iterdir()}
+
+
+def test_voxels_that_lie_beside_their_header_are_noticed_when_they_change(tmp_path, make_plan):
+    root = make_raw_dataset(tmp_path / "Phantom", num_labelled=1, ending=".mhd")
+    header, folder = root / "imagesTr" / "case00_0000.mhd", tmp_path / "out"
+    sitk.WriteImage(sitk.ReadImage(str(header)), str(header), False)
+    preprocess(open_dataset(root), make_plan(), GRID, folder, workers=1)
+    before = content(folder)["case00.image.b2nd"]
+    voxels = header.with_suffix(".raw")
+    voxels.write_bytes(np.roll(np.frombuffer(voxels.read_bytes(), np.float32), 5).tobytes())
+    preprocess(open_dataset(root), make_plan(), GRID, folder, workers=1)
+    assert content(folder)["case00.image.b2nd"] != before
 
 
 def test_a_bad_case_is_reported_and_the_rest_goes_on(raw_dataset, tmp_path, make_plan):
