@@ -152,30 +152,17 @@ def assign_roles(
     """
     _check(entries, (source_domain, target_domain, leave_out_domain) if strict else (), labelled_cases, where)
     reasons: dict[str, str] = {}
-    left_out = {
-        entry.id for entry in entries if leave_out_domain is not None and entry.domain == leave_out_domain
-    }
-    inside = [entry for entry in entries if entry.id not in left_out]
-    hidden: set[str] = set()
-    if source_domain is not None or target_domain is not None:
-        sources = [e for e in inside if _is_source(e, source_domain, target_domain)]
-        targets = [e for e in inside if target_domain is None or e.domain == target_domain]
-        hidden = {entry.id for entry in targets} - {entry.id for entry in sources}
-        inside = [entry for entry in inside if entry in sources or entry.id in hidden]
-        reasons["folds.domains"] = (
-            f"labels of {source_domain or f'all but {target_domain}'} only, validation among them; "
-            f"cases of {target_domain or 'the other domains'} are unlabelled, their labels are not used"
-        )
-    if leave_out_domain is not None:
-        reasons["folds.leave_out"] = f"all {len(left_out)} cases of {leave_out_domain} are kept for testing"
     if published is not None:
         left_out, hidden = set(published.get("test", ())), set(published.get("unlabelled", ()))
         named = {case for role, ids in published.items() if role != "test" for case in ids}
         inside = [entry for entry in entries if entry.id in named]
+    else:
+        inside, left_out, hidden = _by_domain(
+            entries, source_domain, target_domain, leave_out_domain, reasons
+        )
     tested = _patients(entries, left_out)
     inside = [entry for entry in inside if entry.patient not in tested]
     pool = [entry for entry in inside if entry.is_labelled and entry.id not in hidden]
-    free = {entry.id for entry in inside} - {entry.id for entry in pool}
     folds, reasons["folds"] = split(pool) if published is None else _one_fold(pool, published)
     single = next((role for role in ("atlas", "support") if role in needs), None)
     template, how = _template(pool, labelled_cases, single) if single else (None, "")
@@ -189,13 +176,15 @@ def assign_roles(
         elif learns_labels and labelled is not None:
             keep = keep_labels(keep, amount=labelled, everyone=[entry.id for entry in pool], seed=seed)
         used = {*taken, *keep}
+        shown = _patients(entries, used)  # by a label that is learned from: nothing to validate on
         roles: dict[str, tuple[str, ...]] = {"labelled": keep}
         if single is not None and template is not None:
             roles[single] = (template,)
-        roles["validation"] = tuple(case for case in validation if case not in used)
-        validated = _patients(entries, validation)
-        others = (free | set(training)) - used - set(validation)
-        roles["unlabelled"] = tuple(sorted(others - {e.id for e in inside if e.patient in validated}))
+        known = used | {entry.id for entry in entries if entry.patient in shown}
+        roles["validation"] = tuple(case for case in validation if case not in known)
+        held_out = _patients(entries, validation)
+        others = {entry.id for entry in inside if entry.patient not in held_out}
+        roles["unlabelled"] = tuple(sorted(others - used - set(validation)))
         roles["test"] = tuple(sorted(left_out))
         result.append({role: ids for role, ids in roles.items() if ids})
     if labelled is not None and not learns_labels:
@@ -213,6 +202,31 @@ def assign_roles(
             f"case {template} ({how}); other labelled cases serve validation or are treated as unlabelled"
         )
     return tuple(result), reasons
+
+
+def _by_domain(
+    entries: Sequence[Entry],
+    source: str | None,
+    target: str | None,
+    leave_out: str | None,
+    reasons: dict[str, str],
+) -> tuple[list[Entry], set[str], set[str]]:
+    """Return the cases that take part, the ids kept for testing, and those whose label is not used."""
+    left_out = {entry.id for entry in entries if leave_out is not None and entry.domain == leave_out}
+    inside = [entry for entry in entries if entry.id not in left_out]
+    hidden: set[str] = set()
+    if source is not None or target is not None:
+        sources = [entry for entry in inside if _is_source(entry, source, target)]
+        targets = [entry for entry in inside if target is None or entry.domain == target]
+        hidden = {entry.id for entry in targets} - {entry.id for entry in sources}
+        inside = [entry for entry in inside if entry in sources or entry.id in hidden]
+        reasons["folds.domains"] = (
+            f"labels of {source or f'all but {target}'} only, validation among them; "
+            f"cases of {target or 'the other domains'} are unlabelled, their labels are not used"
+        )
+    if leave_out is not None:
+        reasons["folds.leave_out"] = f"all {len(left_out)} cases of {leave_out} are kept for testing"
+    return inside, left_out, hidden
 
 
 def _patients(entries: Sequence[Entry], ids: Collection[str]) -> set[str]:

@@ -174,3 +174,15 @@ def test_a_support_case_is_not_also_learned_from() -> None:
         assert fold["support"] == ("c03",)
         assert len(fold["labelled"]) == 3
         assert "c03" not in fold["labelled"]
+
+
+@pytest.mark.parametrize(
+    "wishes", [{"needs": ("atlas", "unlabelled")}, {"needs": ("labelled",), "labelled_cases": ["c03"]}]
+)
+def test_nobody_is_validated_on_whose_label_is_learned_from(wishes: dict[str, object]) -> None:
+    """Two scans of each patient: the second of an atlas tells nothing about other patients."""
+    cases = entries(12, 4, patient=("a", "b", "c", "d", "e", "f"))
+    patient = {entry.id: entry.patient for entry in cases}
+    for fold in roles(cases, **wishes):
+        (learned,) = fold.get("atlas") or fold["labelled"]
+        assert patient[learned] not in {patient[case] for case in fold.get("validation", ())}
