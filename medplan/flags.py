@@ -2,6 +2,10 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medplan.plan.schema import Plan
 
 __all__ = [
     "dataset",
@@ -121,7 +125,14 @@ def planning(parser: argparse.ArgumentParser) -> None:
         help="learn groups of the dataset's labels: a preset (docs/datasets.md) or a file",
     )
     add("--align", action=argparse.BooleanOptionalAction, help="align cases to the atlas, or not")
+    add("--from", dest="like", type=_plan_of, metavar="RUN", help="plan for a start from this run's weights")
     add("--pretrain-on", nargs="+", metavar="DATASET", help="also learn from the images of these")
+
+
+def _plan_of(run: str) -> "Plan":
+    from medplan.commands.trained import read_plan
+
+    return read_plan(Path(run))
 
 
 def _label_groups(text: str) -> dict[str, tuple[int, ...]]:

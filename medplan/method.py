@@ -91,7 +91,8 @@ class Situation:
     plan.
 
     `encoder_weights` is the weight file that the user named; `without_weights` says that the user asked for
-    random weights. `memory_bytes` is what a training step may take, None where that is not yet known.
+    random weights. `memory_bytes` is what a training step may take, None where that is not yet known. `like`
+    is the plan of the run that training will start from.
     """
 
     num_datasets: int
@@ -107,6 +108,7 @@ class Situation:
     encoder_weights: str | None = None
     without_weights: bool = False
     memory_bytes: int | None = None
+    like: Plan | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

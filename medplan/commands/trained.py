@@ -9,9 +9,9 @@ from medplan.errors import UsageError
 from medplan.workspace import Workspace
 
 if TYPE_CHECKING:
-    from medplan.plan.schema import Fold
+    from medplan.plan.schema import Fold, Plan
 
-__all__ = ["Trained", "read_fold"]
+__all__ = ["Trained", "read_fold", "read_plan"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,3 +61,12 @@ def read_fold(text: str) -> "Fold":
     if not text.isdigit():
         raise UsageError(f"--fold should be a number or 'all', found '{text}'.")
     return int(text)
+
+
+def read_plan(run: Path) -> "Plan":
+    """Return the plan of a run, which training will start from."""
+    from medplan.plan.schema import Plan
+    from medplan.predict.folder import find_folds
+    from medplan.records import read_json
+
+    return read_json(Plan, find_folds(run)[0].folder / "plan.json")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medplan.commands.trained import read_fold
+from medplan.commands.trained import read_fold, read_plan
 from medplan.errors import PlanError, UsageError
 from medplan.workspace import Workspace
 
@@ -47,7 +47,7 @@ def train(
         raise UsageError("--minutes should be a positive number, and given without --iters.")
     space = Workspace.open(workspace)
     runtime = Runtime.choose(device)
-    plan = _with_numbers(_find_plan(space, dataset, method), overrides)
+    plan = _with_numbers(_find_plan(space, dataset, method, start_from), overrides)
     chosen = read_fold(fold)
     folder = space.run_folder(plan.name, plan.method, run) / f"fold_{chosen}"
     resume = not restart and (folder / "last.pt").is_file()
@@ -83,7 +83,7 @@ def train(
     runtime.close()
 
 
-def _find_plan(space: Workspace, dataset: str, method: str | None) -> "Plan":
+def _find_plan(space: Workspace, dataset: str, method: str | None, start_from: Path | None) -> "Plan":
     """Return the plan of the dataset for the method, making it first if there is none."""
     from medplan.commands.planning import load_plan, plan
 
@@ -92,7 +92,8 @@ def _find_plan(space: Workspace, dataset: str, method: str | None) -> "Plan":
         from medplan.plan.overrides import Overrides
 
         print(f"There is no plan for {method} yet; making one.")
-        plan(datasets=[dataset], method=method, overrides=Overrides(), workspace=space.root)
+        chosen = Overrides(like=None if start_from is None else read_plan(start_from))
+        plan(datasets=[dataset], method=method, overrides=chosen, workspace=space.root)
     return load_plan(space, dataset, method)
 
 

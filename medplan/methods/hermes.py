@@ -36,6 +36,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import EllipsisType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -164,11 +165,16 @@ class Hermes(Method):
             return Proposal(fits=False, score=0, reason=f"it learns from labelled volumes, and {lack}")
         several = situation.num_datasets > 1
         # Published weights have the published sizes.
-        is_small = (situation.memory_bytes or 2**40) < 2**32 and situation.encoder_weights is None
+        has_sizes = situation.like is not None or situation.encoder_weights is not None
+        is_small = (situation.memory_bytes or 2**40) < 2**32 and not has_sizes
+        config: Mapping[str, Any] = SMALL if is_small else {}
         reasons = {"iterations": "200 epochs of 400 steps, as released"}
         if several:
             reasons["grid.spacing_mm"] = "1.5 mm for all datasets, as released"
             reasons["batch_size"] = "a step should see several datasets; released: 16 on 8 GPUs"
+        if situation.like is not None:
+            config = {key: situation.like.config[key] for key in (*SMALL, "modality_tokens")}
+            reasons["config.channels"] = "the network of the run that training starts from"
         if is_small:
             why = "where memory is for small networks"
             reasons |= {"config.channels": f"half of the released, {why}", "batch_size": f"many steps, {why}"}
@@ -186,7 +192,7 @@ class Hermes(Method):
             batch_size=1 if is_small else 4 if several else None,
             patch_size=PATCH_OF_SMALL if is_small and several else None,
             spacing_mm=(1.5, 1.5, 1.5) if several else None,
-            config=SMALL if is_small else {},
+            config=config,
             reasons=reasons,
         )
 
@@ -242,19 +248,18 @@ class Hermes(Method):
         )
 
     def load_encoder(self, weights: Mapping[str, Tensor]) -> None:
-        """Load the published network, strictly; tokens are taken over for tasks of the same names."""
+        """Load the published network, strictly; tokens are taken over as in `start_from`."""
         state, where = from_published(weights, self.network), str(self.plan.encoder_weights)
         self._take_over(state, tasks=PUBLISHED_TASKS, modalities=PUBLISHED_MODALITIES, where=where)
 
     def start_from(self, weights: Mapping[str, Tensor], plan: Plan, *, where: str) -> None:
-        """Take over what another run predicts with; tokens go by the names of tasks and modalities."""
+        """Take over what another run predicts with; tokens by the names of tasks, else of classes."""
         if plan.method != self.plan.method:
             raise MethodError(f"{where}: was trained with '{plan.method}', not with '{self.plan.method}'.")
         config = _with_names(decode(Config, plan.config, where=where), plan)
-        theirs, mine = (f"{p.grid.spacing_mm} mm, {p.grid.orientation}" for p in (plan, self.plan))
-        if theirs != mine:
+        if plan.grid != self.plan.grid:
             logger.warning(
-                "%s: learnt on a grid of %s, and goes on with %s; better plan alike.", where, theirs, mine
+                "%s: learnt on another grid than that of '%s'; plan with --from.", where, self.plan.name
             )
         averaged = MovingAverage.saved(weights, "average")
         self._take_over(averaged, tasks=config.tasks, modalities=config.modalities, where=where)
@@ -337,8 +342,9 @@ class Hermes(Method):
         )
         restore(self.network, state, where=where)
         self.average = MovingAverage(self.network)
-        known = len(set(tasks) & set(self.config.tasks))
-        logger.info("%s: tokens of %d of %d tasks taken over.", where, known, len(self.config.tasks))
+        classes = {name.partition("/")[2] for name in tasks}
+        new = [name for name in self.config.tasks if name.partition("/")[2] not in classes]
+        logger.info("%s: tokens taken over; of no class there: %s.", where, ", ".join(new) or "none")
 
     def _part(self, shape: tuple[int, int, int]) -> tuple[EllipsisType | slice, ...]:
         """Return the part of a patch that the network sees: without padding, in steps of one patch.

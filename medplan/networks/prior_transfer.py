@@ -35,8 +35,8 @@ def translate(
 
     Args:
         weights: of the other network.
-        network: whose own rows stay where the other has no such name. A modality without a row in the other
-            network begins as its unknown one.
+        network: a task of the same class in other datasets begins as the mean of theirs; one of a class that
+            the other network has not learnt keeps its row, and a modality begins as the unknown one.
         tasks, modalities: names by number, first the other network's, then this one's.
 
     Returns: a state with the keys of `weights`; the caller loads it strictly.
@@ -50,7 +50,7 @@ def translate(
         rows = _rows(weights[key], weights.get(f"{stem}added"))
         state.pop(f"{stem}added", None)
         mine = _rows(own[key], own.get(f"{stem}added"))
-        chosen = _by_name(rows[:-1], mine[:-1], *tasks)
+        chosen = _by_name(rows[:-1], _by_class(rows[:-1], mine[:-1], *tasks), *tasks)
         num_known = len(own[key]) - 1
         state[key] = torch.cat([chosen[:num_known], rows[-1:]])
         if f"{stem}added" in own:
@@ -68,6 +68,18 @@ def translate(
 
 def _rows(tasks: Tensor, added: Tensor | None) -> Tensor:
     return tasks if added is None else torch.cat([tasks[:-1], added, tasks[-1:]])
+
+
+def _by_class(theirs: Tensor, mine: Tensor, names: Sequence[str], my_names: Sequence[str]) -> Tensor:
+    """Return `mine` with the mean of the other's rows of the same class, of whichever dataset, where it has
+    such."""
+    classes = [name.partition("/")[2] for name in names]
+    result = mine.clone()
+    for row, name in enumerate(my_names):
+        same = [place for place, known in enumerate(classes) if known == name.partition("/")[2]]
+        if same:
+            result[row] = theirs[same].mean(0)
+    return result
 
 
 def _by_name(theirs: Tensor, mine: Tensor, names: Sequence[str], my_names: Sequence[str]) -> Tensor:

@@ -6,13 +6,21 @@ import json
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from medplan.errors import PlanError, did_you_mean
 from medplan.plan.schema import Plan
 from medplan.records import decode, encode
 
-__all__ = ["Overrides", "apply_settings", "parse_setting"]
+__all__ = ["Overrides", "apply_settings", "parse_setting", "voxels_of"]
+
+
+LIKE = (
+    "dims", "encoder", "patch_size", "training.batch_size", "grid.spacing_mm", "grid.shape", "grid.crop",
+    "grid.orientation", "grid.keeps_oblique",
+)  # fmt: skip
+"""What is taken from the plan of the run that training starts from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +48,8 @@ class Overrides:
         label_groups: raw values by class, in place of the dataset's own classes; what is in no group is
             background.
         align: align cases affinely to the atlas, or not; None leaves it to method and data.
+        like: plan of the run that training will start from: grid, patch, batch and encoder are its, unless
+            they are chosen here; the method takes over what its network needs (`Situation.like`).
         settings: further keys of the plan, ``{"training.lr": 0.005}``, as `parse_setting` reads them.
     """
 
@@ -64,10 +74,12 @@ class Overrides:
     novel: tuple[str, ...] = ()
     label_groups: Mapping[str, tuple[int, ...]] | None = None
     align: bool | None = None
+    like: Plan | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def value(self, key: str, named: str | None = None) -> tuple[Any, str] | None:
-        """Return what the user chose for a key of the plan, and the reason to give, or None if nothing.
+        """Return what the user chose for a key of the plan, or the run to start from has, and the reason to
+        give; None if nothing.
 
         Args:
             key: dotted key of the plan, ``training.lr``.
@@ -78,6 +90,8 @@ class Overrides:
         if named is not None and getattr(self, named) is not None:
             flag = "iters" if named == "iterations" else named.replace("_", "-")
             return getattr(self, named), f"set by the user (--{flag})"
+        if self.like is not None and key in LIKE:
+            return reduce(getattr, key.split("."), self.like), "as in the run that training starts from"
         return None
 
 
@@ -109,6 +123,20 @@ def apply_settings(plan: Plan, settings: Mapping[str, Any], config: type | None 
         _assign(data, key, encode(value), where=f"plan '{plan.name}'")
         data["reasons"][key] = f"set by the user (--set {key}=...)"
     return decode(Plan, data, where=f"plan '{plan.name}'")
+
+
+def voxels_of(sides: Any) -> tuple[int, int, int]:
+    """Return three sides (z, y, x); two are those of a slice.
+
+    Raises: PlanError if they are not positive integers.
+    """
+    values = tuple(sides) if isinstance(sides, (list, tuple)) else (sides,)
+    values = (1, *values) if len(values) == 2 else values
+    if len(values) != 3 or not all(isinstance(side, int) and side > 0 for side in values):
+        raise PlanError(
+            f"--patch-size: should be three positive integers (z y x) or two (y x), found {sides}."
+        )
+    return values[0], values[1], values[2]
 
 
 def _literal(text: str) -> Any:

@@ -16,7 +16,7 @@ from medplan.plan.alignment import choose_alignment
 from medplan.plan.dataset_plans import fold_roles, plan_datasets
 from medplan.plan.grids import choose_crop, choose_dims, choose_orientation, choose_spacing
 from medplan.plan.lighten import fill_or_lighten
-from medplan.plan.overrides import Overrides, apply_settings
+from medplan.plan.overrides import Overrides, apply_settings, voxels_of
 from medplan.plan.schema import Grid, Plan, Training
 from medplan.plan.topology import round_up
 from medplan.records import decode, encode
@@ -71,6 +71,7 @@ def situation(fingerprints: Sequence["Fingerprint"], overrides: Overrides | None
         encoder_weights=_weights(overrides),
         without_weights=overrides.value("encoder_weights", "encoder_weights") is not None
         and _weights(overrides) is None,
+        like=overrides.like,
     )
 
 
@@ -110,6 +111,8 @@ def decide(
     if len(facts) > 1 and not needs.several_datasets:
         names = ", ".join(each.name for each in facts)
         raise MethodError(f"{method}: learns one dataset at a time, and was given {len(facts)} ({names}).")
+    if overrides.like is not None and overrides.like.method != method:
+        raise PlanError(f"--from: that run was trained with {overrides.like.method}, not with {method}.")
     if overrides.novel and not needs.new_classes:
         raise MethodError(
             f"{method}: learns every class of a dataset, and cannot be shown {', '.join(overrides.novel)} "
@@ -192,14 +195,17 @@ def _grid(
 ) -> Grid:
     is_picture = read.is_picture(facts)
     modalities = [modality for each in facts for modality in each.modalities]
-    crop, reasons["grid.crop"] = choose_crop(modalities, is_picture=is_picture)
-    orientation, reasons["grid.orientation"] = choose_orientation(
+    crop, reasons["grid.crop"] = overrides.value("grid.crop") or choose_crop(
+        modalities, is_picture=is_picture
+    )
+    orientation, reasons["grid.orientation"] = overrides.value("grid.orientation") or choose_orientation(
         read.slice_axes(facts), dims=dims, is_picture=is_picture, needs_canonical=needs.aligned
     )
-    if orientation is not None and (oblique := sum(case.is_oblique for each in facts for case in each.cases)):
+    keeps_oblique, _ = overrides.value("grid.keeps_oblique") or (orientation is not None, "")
+    if keeps_oblique and (oblique := sum(case.is_oblique for each in facts for case in each.cases)):
         reasons["grid.orientation"] += f"; {oblique} cases of oblique thick slices stay as stored"
     facts = facts if orientation is not None else read.as_stored(facts)
-    grid = Grid(spacing_mm=None, orientation=orientation, crop=crop, keeps_oblique=orientation is not None)
+    grid = Grid(spacing_mm=None, orientation=orientation, crop=crop, keeps_oblique=keeps_oblique)
     spacing = overrides.value("grid.spacing_mm", "spacing")
     if spacing is not None and spacing[0] is not None:
         if is_picture:
@@ -234,12 +240,12 @@ def _squeezed(
 ) -> tuple[Voxels, str]:
     chosen = overrides.value("grid.shape")
     if chosen is not None and chosen[0] is not None:
-        return _voxels(chosen[0]), chosen[1]
+        return voxels_of(chosen[0]), chosen[1]
     chosen = overrides.value("patch_size", "patch_size")
     if chosen is None or chosen[0] is None:
         chosen = proposal.patch_size, proposal.reasons.get("patch_size", "proposed by the method")
     if chosen[0] is not None:
-        shape, reason = _voxels(chosen[0]), chosen[1]
+        shape, reason = voxels_of(chosen[0]), chosen[1]
         if dims == 2 and not read.is_picture(facts):
             return (0, *shape[1:]), f"{reason}; slices stay as they are"
         return shape, reason
@@ -340,14 +346,14 @@ def _fill_memory(
     chosen = overrides.value("patch_size", "patch_size")
     fixed: tuple[Voxels, str] | None = None
     if chosen is not None and chosen[0] is not None:
-        fixed = _voxels(chosen[0]), chosen[1]
+        fixed = voxels_of(chosen[0]), chosen[1]
     elif draft.grid.shape is not None:
-        fixed = _voxels([max(1, side) for side in draft.grid.shape]), "the shape that cases are squeezed to"
+        fixed = voxels_of([max(1, side) for side in draft.grid.shape]), "the shape that cases are squeezed to"
     elif proposal.patch_size is not None:
         fixed = proposal.patch_size, proposal.reasons.get("patch_size", "proposed by the method")
     elif needs.whole_image:
         largest = tuple(max(shape[axis] for shape in shapes) for axis in range(3))
-        fixed = _voxels(largest), "the largest image: the method sees images whole"
+        fixed = voxels_of(largest), "the largest image: the method sees images whole"
     if fixed is not None:
         plans: tuple[Plan, ...] = (shaped(draft, fixed[0], base_features=base_features, multiple=multiple),)
     else:
@@ -386,13 +392,3 @@ def _target(overrides: Overrides, gpu_memory_bytes: int | None) -> tuple[int, st
             return gpu_memory_bytes, f"target {there}, what the GPU has"
         return DEFAULT_MEMORY_BYTES, f"target 24 GB of {there}: more slows every step (--gpu-memory)"
     return DEFAULT_MEMORY_BYTES, "target 24 GB, the default where no GPU is seen"
-
-
-def _voxels(sides: Any) -> Voxels:
-    values = tuple(sides) if isinstance(sides, (list, tuple)) else (sides,)
-    values = (1, *values) if len(values) == 2 else values
-    if len(values) != 3 or not all(isinstance(side, int) and side > 0 for side in values):
-        raise PlanError(
-            f"--patch-size: should be three positive integers (z y x) or two (y x), found {sides}."
-        )
-    return values[0], values[1], values[2]

@@ -259,6 +259,16 @@ def test_it_is_proposed_first_for_several_datasets_and_not_for_pictures():
     assert not METHOD.propose(Situation(num_datasets=3, is_picture=True, **common)).fits
 
 
+def test_a_plan_for_transfer_has_the_network_of_the_run_whatever_the_memory():
+    like = make_plan(channels=[4, 8, 12, 8])
+    common = {"num_labelled": 9, "num_unlabelled": 0, "num_classes": 4, "domains": (), "modalities": ("CT",),
+              "spacing_mm": (1.5, 1.5, 1.5), "median_shape": (64, 64, 64), "num_datasets": 1,
+              "is_picture": False}  # fmt: skip
+    for memory in (None, 2**30, 2**35):
+        config = METHOD.propose(Situation(memory_bytes=memory, like=like, **common)).config
+        assert config == {key: like.config[key] for key in config} and config["channels"] == [4, 8, 12, 8]
+
+
 def test_little_memory_gets_a_small_network_unless_published_weights_need_the_large_one():
     common = {"num_labelled": 9, "num_unlabelled": 0, "num_classes": 4, "domains": (), "modalities": ("CT",),
               "spacing_mm": (1.5, 1.5, 1.5), "median_shape": (64, 64, 64), "num_datasets": 2,

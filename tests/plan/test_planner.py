@@ -310,6 +310,22 @@ def test_hearts_lie_alike_in_every_plan(plan: Make, fingerprint: Make, toy: Make
     assert alone.grid.spacing_mm == spacing
 
 
+def test_a_plan_like_another_has_its_grid_and_patch_unless_chosen(
+    plan: Make, fingerprint: Make, toy: Make
+) -> None:
+    first = plan(fingerprint(modality="CT"), spacing=(4.0,), patch_size=(16, 32, 32), batch_size=3)
+    first = replace(first, grid=replace(first.grid, keeps_oblique=False))
+    facts = fingerprint("Other", spacing_mm=(1.0, 1.0, 8.0), orientation="PSR")
+    made = plan(facts, like=first)
+    assert (made.grid, made.patch_size) == (first.grid, (16, 32, 32)) and made.grid.crop == "body"
+    assert made.training.batch_size == 3 and made.encoder == first.encoder
+    assert "starts from" in made.reasons["grid.spacing_mm"] and "starts from" in made.reasons["patch_size"]
+    chosen = plan(facts, like=first, spacing=(2.0,))
+    assert chosen.grid == replace(first.grid, spacing_mm=(2.0, 2.0, 2.0))
+    with pytest.raises(PlanError, match="trained with hermes"):
+        plan(facts, like=replace(first, method="hermes"))
+
+
 @pytest.mark.parametrize(("orientation", "expected"), [("RAS", (0, 1)), (None, ())])
 def test_nothing_is_flipped_that_could_change_sides(
     plan: Make, fingerprint: Make, orientation: str | None, expected: tuple[int, ...]
