@@ -51,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 141
+    except OSError as error:  # a full disk, a folder that may not be written to, a file in a folder's place
+        logging.getLogger(__name__).debug("Where it happened:", exc_info=True)
+        print(f"medplan: error: {error.filename or 'system'}: {error.strerror or error}.", file=sys.stderr)
+        return 2
 
 
 class _Parser(argparse.ArgumentParser):
@@ -236,7 +240,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("-m", "--method", help="method (default: the recommended one)")
     demo.add_argument(
-        "--iters", type=int, help="training iterations (default: as long as the demo should take)"
+        "--iters", type=int, metavar="N", help="training iterations (default: for a few minutes)"
     )
 
     verb(

@@ -4,15 +4,19 @@ import argparse
 import dataclasses
 import importlib
 import inspect
+import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from medplan.cli import build_parser, main
 from medplan.commands.trained import Trained
 from medplan.plan.overrides import Overrides
+from tests.conftest import make_raw_dataset
 
 
 def verbs() -> dict[str, argparse.ArgumentParser]:
@@ -61,6 +65,37 @@ def test_mistakes_give_one_sentence_and_status_2(
     error = capsys.readouterr().err
     assert hint in error
     assert "Traceback" not in error
+
+
+def test_a_file_in_a_folders_place_gives_one_sentence_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_raw_dataset(tmp_path / "raw_data" / "Phantom", num_labelled=1)
+    (tmp_path / "plans").touch()
+    assert main(["fingerprint", "-d", "Phantom", "--workspace", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "plans" in error and error.startswith("medplan: error:") and "Traceback" not in error
+
+
+def test_a_plan_that_is_not_there_comes_with_the_command_that_makes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_raw_dataset(tmp_path / "raw_data" / "Phantom", num_labelled=1)
+    arguments = ["preprocess", "-d", "Phantom", "--workspace", str(tmp_path), "-m"]
+    assert main([*arguments, "supervised"]) == main([*arguments, "supervisd"]) == 2
+    error = capsys.readouterr().err
+    assert "medplan plan_and_preprocess -d Phantom -m supervised" in error
+    assert "did you mean 'supervised'" in error
+
+
+def test_planning_notices_cases_that_came_since_the_fingerprint(tmp_path: Path) -> None:
+    root = make_raw_dataset(tmp_path / "raw_data" / "Phantom", num_labelled=3)
+    plan = ["plan", "-d", "Phantom", "-m", "supervised", "--gpu-memory", "1", "--workspace", str(tmp_path)]
+    assert main(plan) == 0
+    shutil.copy(root / "imagesTr" / "case00_0000.nii.gz", root / "imagesTr" / "case99_0000.nii.gz")
+    assert main(plan) == 0
+    made = json.loads((tmp_path / "plans" / "Phantom" / "supervised.json").read_text())
+    assert made["datasets"][0]["folds"][0]["unlabelled"] == ["case99"]
 
 
 def test_flags_are_accepted_with_one_dash_and_underscores() -> None:

@@ -25,7 +25,7 @@ def demo(*, folder: Path, method: str | None, iters: int | None, device: str) ->
     chosen, run = ["-m", method] if method else [], ["--workspace", str(folder)]
     size = ["--spacing", "3", "--patch-size", "32", "40", "32", "--gpu-memory", "1"]
     _medplan("plan_and_preprocess", "-d", NAME, *chosen, *size, *run)
-    iterations = ["--iters", str(iters or ITERATIONS)]
+    iterations = ["--iters", str(ITERATIONS if iters is None else iters)]
     _medplan("train", "-d", NAME, *chosen, "--fold", "all", *iterations, "--device", device, *run)
     images, labels = str(raw / "imagesTs"), str(raw / "labelsTs")
     _medplan("predict", "-i", images, "-o", str(results), "--device", device, *run)
@@ -43,4 +43,4 @@ def _medplan(*arguments: str) -> None:
 
     print(f"\n$ medplan {shlex.join(arguments)}", flush=True)
     if main(arguments):
-        raise MedplanError(f"the demo stopped at 'medplan {arguments[0]}'; the reason stands above.")
+        raise MedplanError(f"The demo stopped at 'medplan {arguments[0]}'; see the error above.")

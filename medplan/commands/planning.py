@@ -84,12 +84,22 @@ def make_plans(
 
 
 def load_plan(space: Workspace, name: str, method: str | None) -> "Plan":
-    """Read the plan of a dataset (or a union of them) for a method; without one, for the recommended one."""
+    """Read the plan of a dataset (or a union of them) for a method; without one, for the recommended one.
+
+    Raises: MethodError if there is no such method, PlanError if there is no plan for it.
+    """
+    from medplan import registry
     from medplan.plan.schema import Plan
     from medplan.records import read_json
 
     if method is not None:
-        return read_json(Plan, space.plan_path(space.plan_name(name), method))
+        path = space.plan_path(space.plan_name(name), method)
+        if not path.is_file():
+            registry.find(method)  # an unknown method is an error of its own
+            raise PlanError(
+                f"There is no plan {path}. Make it: medplan plan_and_preprocess -d {name} -m {method}"
+            )
+        return read_json(Plan, path)
     recommended = max(load_plans(space, name), key=lambda plan: plan.score)
     print(f"Method: {recommended.method}, recommended for these data (-m chooses another)")
     return recommended
@@ -137,13 +147,20 @@ def _fingerprints(
     workers: int | None,
     refresh: bool = False,
 ) -> list["Fingerprint"]:
+    """Return the fingerprint of each dataset, measured anew where there is none or cases came or went."""
     from medplan.commands.data import extract
+    from medplan.data.dataset import open_dataset
     from medplan.plan.fingerprint import Fingerprint
     from medplan.records import read_json
 
     facts = []
     for name in (*datasets, *overrides.pretrain_on):
         path = space.fingerprint_path(space.dataset_name(name))
-        known = path.is_file() and not refresh
-        facts.append(read_json(Fingerprint, path) if known else extract(space, name, workers=workers))
+        known = read_json(Fingerprint, path) if path.is_file() and not refresh else None
+        if known is not None:
+            now = {case.id: case.is_labelled for case in open_dataset(space.raw_folder(name)).cases}
+            if {case.id: case.is_labelled for case in known.cases} != now:
+                print(f"Cases of '{known.name}' have come or gone since they were measured.")
+                known = None
+        facts.append(known or extract(space, name, workers=workers))
     return facts
