@@ -61,7 +61,9 @@ def method(parser: argparse.ArgumentParser) -> None:
 
 def workers(parser: argparse.ArgumentParser) -> None:
     """Add the number of workers."""
-    parser.add_argument("--workers", type=int, help="parallel workers (default: as cores and memory allow)")
+    parser.add_argument(
+        "--workers", type=_count, metavar="N", help="parallel workers (default: as cores and memory allow)"
+    )
 
 
 def device(parser: argparse.ArgumentParser) -> None:
@@ -133,6 +135,13 @@ def _plan_of(run: str) -> "Plan":
     from medplan.commands.trained import read_plan
 
     return read_plan(Path(run))
+
+
+def _count(text: str) -> int:
+    """Read a number of things; argparse names the flag where it is none."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"should be 0 or more, found '{text}'")
+    return int(text)
 
 
 def _label_groups(text: str) -> dict[str, tuple[int, ...]]:

@@ -53,6 +53,7 @@ def test_every_override_has_a_flag() -> None:
         (["plan", "-d", "X", "--gpu-memry", "4"], "did you mean '--gpu-memory'"),
         (["train"], "required: -d/--dataset"),
         (["plan", "-d", "X", "--iters", "many"], "invalid int value: 'many'"),
+        (["fingerprint", "-d", "X", "--workers", "-1"], "--workers: should be 0 or more, found '-1'"),
         (["train", "-d", "X", "--set", "training.lr"], "key=value"),
         (["plan", "-d", "NoSuchData"], "no dataset 'NoSuchData'"),
         (["fingerprint", "-d", "X", "--workspace", "no/such/folder"], "is not a folder"),
