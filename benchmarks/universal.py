@@ -6,17 +6,16 @@ as a start for a new sequence.
 The workspace has CHAOS, Synapse, LASeg, ACDC, MSCMRSeg and Hippocampus in raw_data/. ``joint`` trains one
 network on fold 0 of all of them, without the domain LGE of MSCMRSeg. ``separate`` trains one ``supervised``
 model per dataset, each for a sixth of the seconds that the joint training took. ``transfer`` makes a dataset
-of the labelled LGE scans, whose patients the joint training has not seen, and learns it from one case and
-from all but one, from random weights and from the joint network, at full and at a tenth of the rate; every
-patient is the test case of one fold. What the record has already is not
-trained again, and a training that was interrupted goes on. Nothing is selected:
-Dice are those of the last weights on the validation cases, on the grid of 4 mm.
+of the labelled LGE scans, whose patients the joint training has not seen, plans it for a start from the joint
+network, and learns it from one case and from all but one; from random weights and from the joint network,
+with nothing else that differs. Every patient is the validation case of one fold. What the record has already
+is not trained again, and a training that was interrupted goes on. Nothing is selected: Dice are those of the
+last weights on the validation cases, on the grid of 4 mm.
 """
 
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -41,10 +40,9 @@ UNIVERSAL, LGE = "Universal", "MSCMRLGE"
 FOLDS = 4
 SMALL = ("--spacing", "4", "--gpu-memory", "1")
 PATCH = ("--patch-size", "32", "48", "48")
-PATCH_OF_LGE = ("--patch-size", "16", "32", "32")
-SHARED = ("--set", f'config.shared={{"{LGE}": "MSCMRSeg"}}')
-STARTS = {"random": (), "joint": SHARED, "slowly": (*SHARED, "--lr", "0.0002")}
-"""What is set for a training on LGE: ``slowly`` learns at a tenth of the rate."""
+STARTS = ("random", "joint")
+CURVE = 5
+"""Validations in the course of a training on LGE."""
 WITHOUT_LGE = ("--leave-out-domain", "LGE")
 
 
@@ -55,7 +53,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=["joint", "separate", "transfer"])
     parser.add_argument("--workspace", type=Path, required=True)
     parser.add_argument("--iters", type=int, default=3819, help="of the joint training")
-    parser.add_argument("--transfer-iters", type=int, default=500, help="of each training on LGE")
+    parser.add_argument("--transfer-iters", type=int, default=300, help="of each training on LGE")
+    parser.add_argument("--labelled", nargs="+", type=int, default=[1, FOLDS - 1], help="cases of LGE")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/universal.json"))
     options = parser.parse_args()
     space = Workspace.open(options.workspace)
@@ -77,11 +76,12 @@ def main() -> None:
                     save(part, name, separate(space, name, seconds))
         elif part == "transfer":
             make_lge(space.root)
-            for labelled, start, fold in product((1, FOLDS - 1), STARTS, range(FOLDS)):
-                name = f"{LGE}_{labelled}_{start}"
-                if f"{name} fold {fold}" not in known:
-                    found = transfer(space, name, labelled, STARTS[start], fold, options.transfer_iters)
-                    save(part, f"{name} fold {fold}", found)
+            for labelled in options.labelled:
+                name = plan_transfer(space, labelled)
+                for fold, start in product(range(FOLDS), STARTS):
+                    key = f"{name} {start} fold {fold}"
+                    if key not in known:
+                        save(part, key, transfer(space, name, start, fold, options.transfer_iters))
 
 
 def joint(space: Workspace, iterations: int) -> dict[str, Any]:
@@ -98,15 +98,19 @@ def separate(space: Workspace, name: str, seconds: float) -> dict[str, Any]:
     return fit(space, name, "supervised", seconds=seconds)
 
 
-def transfer(
-    space: Workspace, name: str, labelled: int, settings: Sequence[str], fold: int, iterations: int
-) -> dict[str, Any]:
-    """Return seconds and Dice of the test case of one fold of LGE; with settings the joint network is the
-    start."""
-    first = space.run_folder(UNIVERSAL, "hermes", "default") if settings else None
-    call(space, "-d", LGE, "--name", name, "-m", "hermes", "--labelled", str(labelled), *SMALL,
-         *PATCH_OF_LGE, *settings)  # fmt: skip
-    return fit(space, name, "hermes", iterations=iterations, fold=fold, start_from=first)
+def plan_transfer(space: Workspace, labelled: int) -> str:
+    """Plan LGE for a start from the joint network, and return the name of the plan."""
+    name, first = f"{LGE}_{labelled}", space.run_folder(UNIVERSAL, "hermes", "default")
+    call(space, "-d", LGE, "--name", name, "-m", "hermes", "--labelled", str(labelled), "--from", str(first))
+    return name
+
+
+def transfer(space: Workspace, name: str, start: str, fold: int, iterations: int) -> dict[str, Any]:
+    """Return steps, seconds and Dice of the validation case of one fold of LGE."""
+    first = space.run_folder(UNIVERSAL, "hermes", "default") if start == "joint" else None
+    return fit(
+        space, name, "hermes", run=start, iterations=iterations, fold=fold, start_from=first, points=CURVE
+    )
 
 
 def fit(
@@ -114,12 +118,18 @@ def fit(
     name: str,
     method: str,
     *,
+    run: str = "default",
     iterations: int | None = None,
     seconds: float | None = None,
     fold: int = 0,
     start_from: Path | None = None,
+    points: int = 1,
 ) -> dict[str, Any]:
-    """Train, and return steps, their seconds, and the Dice of each class on the fold's validation cases."""
+    """Train, and return steps, their seconds, and the Dice of each class on the fold's validation cases.
+
+    Args:
+        points: validations; their mean Dice by step is returned if there are several.
+    """
     plan = load_plan(space, name, method)
     folders = {
         dataset.name: space.preprocessed_folder(dataset.name, dataset.preprocessed_name(plan.grid))
@@ -130,26 +140,32 @@ def fit(
         plan = lasting(seconds / 60, plan, registry.find(method)(plan), store, runtime=runtime, workers=0)
         iterations = plan.training.iterations
     assert iterations is not None
-    never = replace(plan.training, iterations=iterations, validate_every=iterations + 1, checkpoint_every=500)
-    plan = replace(plan, training=never)
-    folder = space.run_folder(name, method, "default") / f"fold_{fold}"
+    training = plan.training.of_length(iterations)
+    plan = replace(plan, training=replace(training, validate_every=iterations // points))
+    folder = space.run_folder(name, method, run) / f"fold_{fold}"
     torch.manual_seed(plan.training.seed)
     model = registry.find(method)(plan)
     if start_from is not None:
         source = find_folds(start_from)[0].checkpoint
         state = checkpoint.load(source)
         model.start_from(state["weights"], checkpoint.plan_of(state, path=source), where=str(source))
-    train(model, plan, store, folder, fold=fold, runtime=runtime, workers=0)
+    validate = make_validator(plan, store, runtime=runtime)
+    train(model, plan, store, folder, fold=fold, runtime=runtime, validate=validate, workers=0)
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "seconds" in line]
     before = [0, *(line["step"] for line in steps)]
     took = sum(line["seconds"] * (line["step"] - last) for line, last in zip(steps, before, strict=False))
-    validate = make_validator(plan, store, runtime=runtime)
-    dice = {} if validate is None else validate(model)
-    dice = {key: round(value, 4) for key, value in dice.items() if key != "score"}
-    print(f"{name} {method} fold {fold}: {iterations} steps, {took:.0f} s, {dice}", flush=True)
-    mean = round(float(np.mean(list(dice.values()))), 4)
-    return {"steps": iterations, "seconds": round(took, 1), "mean": mean, "dice": dice}
+    curve = {line["step"]: line["validation"] for line in lines if "validation" in line}
+    dice = {key: round(value, 4) for key, value in curve[iterations].items() if key != "score"}
+    found = {
+        "steps": iterations,
+        "seconds": round(took, 1),
+        "mean": round(float(np.mean(list(dice.values()))), 4),
+    }
+    if points > 1:
+        found["curve"] = {step: round(values["score"], 4) for step, values in curve.items()}
+    print(f"{name} {method} {run} fold {fold}: {found}", flush=True)
+    return {**found, "dice": dice}
 
 
 def make_lge(space: Path) -> None:
