@@ -6,11 +6,12 @@ import multiprocessing
 import signal
 import traceback
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from medplan.errors import DataError, MedplanError, MethodError
@@ -66,7 +67,7 @@ def draw(store: CaseStore, phase: Phase, index: int, *, seed: int) -> Element:
 def batches(
     store: CaseStore, phase: Phase, *, seed: int, runtime: Runtime, workers: int, first_step: int = 0
 ) -> Generator[Batch, None, None]:
-    """Yield the batches of one rank from `first_step` to the end of the phase, still on the host.
+    """Yield the batches of one rank from `first_step` to the end of the phase, on the host, for `to_device`.
 
     The element numbers of step s are ``s * batch_size ... (s + 1) * batch_size - 1``; the ranks share them in
     order, so that two ranks see together what one rank would see alone.
@@ -84,7 +85,7 @@ def batches(
         _Elements(store, phase, seed),
         batch_sampler=_Numbers(tuple(starts), share),
         num_workers=workers,
-        collate_fn=_collate_or_report,
+        collate_fn=_to_be_sent if workers else collate,
         pin_memory=runtime.device.type == "cuda",
         worker_init_fn=_leave_signals_to_the_parent,
         prefetch_factor=PREFETCHED if workers else None,
@@ -134,11 +135,37 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """Copy the tensors of a batch to the device; everything else stays as it is."""
 
     def move(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, _Joined):
+            return replace(value, joined=move(value.joined)).parts()
+        if isinstance(value, Tensor):
             return value.to(device, non_blocking=True)
         return [move(item) for item in value] if isinstance(value, list) else value
 
     return {key: move(value) for key, value in batch.items()}
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Tensors of unequal shapes, laid end to end in one.
+
+    Every tensor that a worker sends takes an open file and a message of its own. A batch of a hundred images
+    would take more open files than Linux allows a process by default (1024), and half of the time.
+    """
+
+    joined: Tensor
+    shapes: tuple[torch.Size, ...]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> "_Joined":
+        return cls(torch.cat([tensor.flatten() for tensor in tensors]), tuple(t.shape for t in tensors))
+
+    def parts(self) -> list[Tensor]:
+        pieces = self.joined.split([shape.numel() for shape in self.shapes])
+        return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+
+    def pin_memory(self) -> "_Joined":
+        """Be moved to memory from which the device can copy by itself; `DataLoader` calls it."""
+        return replace(self, joined=self.joined.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -189,9 +216,15 @@ class _Numbers:
         return len(self._starts)
 
 
-def _collate_or_report(elements: Sequence[Any]) -> Any:
+def _to_be_sent(elements: Sequence[Any]) -> Any:
+    """Return the batch as a worker sends it, or the first failure among its elements."""
     failures = [element for element in elements if isinstance(element, _Failure)]
-    return failures[0] if failures else collate(elements)
+    if failures:
+        return failures[0]
+    batch = collate(elements)
+    lists = {key: value for key, value in batch.items() if isinstance(value, list)}
+    unequal = {key: value for key, value in lists.items() if isinstance(value[0], Tensor)}
+    return batch | {key: _Joined.of(tensors) for key, tensors in unequal.items()}
 
 
 def _start_method() -> str:

@@ -11,8 +11,9 @@ from medplan.errors import DataError, MethodError
 from medplan.method import Batch, Phase
 from medplan.runtime import Runtime
 from medplan.samples.sampling import Labelled
+from medplan.samples.spatial import Spatial
 from medplan.train import loader
-from medplan.train.loader import batches, collate, default_workers
+from medplan.train.loader import batches, collate, default_workers, to_device
 from tests.train.toy import toy_plan, toy_store
 
 CPU = Runtime(device=torch.device("cpu"))
@@ -90,6 +91,29 @@ def test_arrays_are_stacked_and_everything_else_is_listed() -> None:
 def test_arrays_of_unequal_shape_become_a_list_of_tensors() -> None:
     batch = collate([{"a": np.zeros(2)}, {"a": np.zeros(3)}])
     assert [len(item) for item in batch["a"]] == [2, 3]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_patches_of_unequal_shape_arrive_as_they_left() -> None:
+    phase = phase_of(Labelled((8, 12, 12), spatial=Spatial(scaling_probability=1.0)))
+    for alone, helped in zip(all_batches(phase), all_batches(phase, workers=2), strict=True):
+        alone, helped = to_device(alone, CPU.device), to_device(helped, CPU.device)
+        for key in ("image", "label"):
+            assert all(map(torch.equal, alone[key], helped[key])) and isinstance(helped[key], list)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_large_batches_do_not_run_out_of_open_files() -> None:
+    import resource
+
+    phase = phase_of(Labelled((1, 8, 8), spatial=Spatial(scaling_probability=1.0)), batch_size=100)
+    former = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, former[1]))
+    try:
+        assert len(all_batches(phase, workers=1)) == 4
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, former)
 
 
 def test_elements_with_unequal_keys_are_refused() -> None:
