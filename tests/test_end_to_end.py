@@ -130,6 +130,11 @@ def test_a_training_that_the_system_would_kill_is_refused(
     assert main([str(word) for word in (*train, "--workspace", space)]) == 2
     assert "but 0.1 GB of this machine's memory are free" in capsys.readouterr().err
     assert not (space / "results" / "Phantom" / "supervised" / "large").exists()
+    # The plan fits, but not with so large a batch.
+    monkeypatch.setattr("medplan.runtime.host_memory", lambda: 2**30)
+    train += ["--batch-size", "9999"]
+    assert main([str(word) for word in (*train, "--workspace", space)]) == 2
+    assert "but 1.0 GB of this machine's memory are free" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -142,6 +147,8 @@ def test_a_training_that_the_system_would_kill_is_refused(
             ["train", "-d", "Phantom", "-m", "supervised", "--set", "training.lrr=1"],
             "did you mean 'training.lr'",
         ),
+        (["train", "-d", "Phantom", "-m", "supervised", "--patch-size", "16"], "--patch-size"),
+        (["train", "-d", "Phantom", "-m", "supervised", "--patch-size", "16", "16", "15"], "multiple of"),
         (["predict", "-i", "none.nii.gz", "-o", "out"], "none.nii.gz"),
         (["predict", "-i", ".", "-o", "out", "--run", "other"], "There are:"),
         (["predict", "-i", ".", "-o", "out", "--model", "nothing.zip"], "nothing.zip"),

@@ -98,33 +98,44 @@ def _find_plan(space: Workspace, dataset: str, method: str | None, start_from: P
 
 
 def _with_numbers(plan: "Plan", overrides: "Overrides") -> "Plan":
-    """Return the plan with the numbers that the command line gives for this run."""
+    """Return the plan with the numbers that the command line gives for this run.
+
+    Raises: PlanError if the network cannot take the patch.
+    """
     from medplan import registry
-    from medplan.plan.overrides import apply_settings
+    from medplan.plan.overrides import apply_settings, voxels_of
 
     numbers = {
         "training.iterations": overrides.iterations,
         "training.batch_size": overrides.batch_size,
         "training.lr": overrides.lr,
         "training.seed": overrides.seed,
-        "patch_size": (1,) * (3 - len(overrides.patch_size)) + overrides.patch_size
-        if overrides.patch_size
-        else None,
+        "patch_size": overrides.patch_size and voxels_of(overrides.patch_size, dims=plan.dims),
     }
-    settings = {key: value for key, value in numbers.items() if value is not None}
-    return apply_settings(plan, {**settings, **overrides.settings}, registry.find(plan.method).Config)
+    plan = apply_settings(plan, {key: value for key, value in numbers.items() if value is not None})
+    if overrides.iterations is not None:
+        plan = replace(plan, training=plan.training.of_length(overrides.iterations))
+    method = registry.find(plan.method)
+    plan = apply_settings(plan, overrides.settings, method.Config)
+    step = method.needs.patch_multiple
+    if any(side % step for side in plan.patch_size[3 - plan.dims :]):
+        raise PlanError(
+            f"--patch-size: {plan.method} takes multiples of {step}, found {plan.patch_size} (z y x)."
+        )
+    return plan
 
 
 def _check_memory(plan: "Plan", runtime: "Runtime") -> None:
     """Refuse a training on the processor that the system would kill; a GPU says itself that it is full."""
     from medplan import registry
-    from medplan.plan.memory import training_bytes
+    from medplan.plan.memory import measure
     from medplan.runtime import host_memory
 
     free = host_memory()
-    if runtime.device.type != "cpu" or free is None or (plan.predicted_gpu_bytes or 0) <= free:
+    if runtime.device.type != "cpu" or free is None:
         return
-    needed = training_bytes(registry.find(plan.method), plan)  # the command line may have changed the plan
+    # Measured again: the figure in the plan knows nothing of what was changed in it since.
+    needed = measure(registry.find(plan.method), plan).total
     if needed > free:
         raise PlanError(
             f"A training step of this plan takes about {needed / 2**30:.1f} GB, but {free / 2**30:.1f} GB of "

@@ -31,7 +31,7 @@ from medplan.method import Batch, Method, Phase, Progress
 from medplan.plan.schema import DatasetPlan, Plan
 from medplan.samples.cases import Case, CaseStore
 
-__all__ = ["Footprint", "measure", "training_bytes"]
+__all__ = ["Footprint", "measure"]
 
 MARGIN = 1.10
 CONTEXT_BYTES = 512 * 2**20
@@ -43,7 +43,7 @@ Voxels = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """Bytes of a training step; see the module for what each is.
+    """Bytes that a training step is expected to take at most; see the module for what each is.
 
     Attributes:
         fixed: parameters, buffers, gradients and optimiser state: equal for every batch size.
@@ -60,11 +60,6 @@ class Footprint:
     @property
     def total(self) -> int:
         return round(MARGIN * (self.fixed + self.kept + 2 * self.largest)) + CONTEXT_BYTES
-
-
-def training_bytes(method_factory: Callable[[Plan], Method], plan: Plan) -> int:
-    """Return the bytes of GPU memory that a training step of the plan is expected to take at most."""
-    return measure(method_factory, plan).total
 
 
 def measure(method_factory: Callable[[Plan], Method], plan: Plan) -> Footprint:

@@ -7,7 +7,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import reduce
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from medplan.errors import PlanError, did_you_mean
 from medplan.plan.schema import Plan
@@ -125,17 +125,18 @@ def apply_settings(plan: Plan, settings: Mapping[str, Any], config: type | None 
     return decode(Plan, data, where=f"plan '{plan.name}'")
 
 
-def voxels_of(sides: Any) -> tuple[int, int, int]:
-    """Return three sides (z, y, x); two are those of a slice.
+def voxels_of(
+    sides: Any, *, dims: Literal[2, 3], key: str = "--patch-size", least: int = 1
+) -> tuple[int, int, int]:
+    """Return the sides (z, y, x) of a box that a user gave; in two dimensions (y, x) will do.
 
-    Raises: PlanError if they are not positive integers.
+    Raises: PlanError naming the key if they are not so many integers.
     """
     values = tuple(sides) if isinstance(sides, (list, tuple)) else (sides,)
-    values = (1, *values) if len(values) == 2 else values
-    if len(values) != 3 or not all(isinstance(side, int) and side > 0 for side in values):
-        raise PlanError(
-            f"--patch-size: should be three positive integers (z y x) or two (y x), found {sides}."
-        )
+    values = (1, *values) if dims == 2 and len(values) == 2 else values
+    if len(values) != 3 or not all(type(side) is int and side >= least for side in values):
+        wanted = "two integers (y x) or three (z y x)" if dims == 2 else "three integers (z y x)"
+        raise PlanError(f"{key}: should be {wanted}, {least} or more each, found {sides}.")
     return values[0], values[1], values[2]
 
 

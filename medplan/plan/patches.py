@@ -8,7 +8,7 @@ from typing import Literal
 from medplan.errors import PlanError
 from medplan.plan.memory import Footprint
 from medplan.plan.schema import Plan
-from medplan.plan.topology import divisibility, make_pyramid, round_up
+from medplan.plan.topology import make_pyramid, round_up
 
 __all__ = ["Fit", "fit", "shaped", "shrinking"]
 
@@ -48,7 +48,7 @@ def shaped(plan: Plan, patch_size: Voxels, *, base_features: int | None, multipl
         return replace(plan, patch_size=round_up(patch_size, every), pyramid=None)
     while True:
         pyramid = make_pyramid(patch_size, plan.grid.spacing_mm, plan.dims, base_features=base_features)
-        steps = divisibility(pyramid)
+        steps = pyramid.multiple
         common = (math.lcm(every[0], steps[0]), math.lcm(every[1], steps[1]), math.lcm(every[2], steps[2]))
         rounded = round_up(patch_size, common)
         if rounded == patch_size:
@@ -68,7 +68,7 @@ def shrinking(
     current = shaped(plan, start, base_features=base_features, multiple=multiple)
     while True:
         yield current
-        steps = divisibility(current.pyramid) if current.pyramid else (multiple,) * 3
+        steps = current.pyramid.multiple if current.pyramid else (multiple,) * 3
         sides = current.patch_size
         axes = (0, 1, 2) if plan.dims == 3 else (1, 2)
         order = sorted(axes, key=lambda axis: sides[axis] / median_shape[axis], reverse=True)

@@ -142,9 +142,11 @@ def decide(
         config=_config(method, method_class, proposal, overrides),
         reasons=reasons,
     )
+    # The patch is set with the pyramid that fits it, and the pyramid is changed after that.
     early = {
         key: value for key, value in overrides.settings.items() if not key.startswith(("patch", "pyramid"))
     }
+    late = {key: value for key, value in overrides.settings.items() if key != "patch_size"}
     draft = method_class.settle(apply_settings(draft, early, method_class.Config))
     measured = partial(measure, method_class)
     plan, footprint = fill_or_lighten(
@@ -153,7 +155,7 @@ def decide(
         method_class.lighter(draft),
         target_bytes=memory,
     )
-    finished = method_class.settle(apply_settings(plan, overrides.settings, method_class.Config))
+    finished = method_class.settle(apply_settings(plan, late, method_class.Config))
     if replace(finished, reasons={}) != replace(plan, reasons={}):
         footprint = measure(method_class, finished)
     return replace(finished, predicted_gpu_bytes=footprint.total), footprint
@@ -174,6 +176,8 @@ def _dims(
         if dims is None:
             known = " and ".join(map(str, needs.dims))
             raise PlanError(f"{method}: works in {known} dimensions, not in {wanted}.")
+        if dims == 3 and read.is_picture(facts):
+            raise PlanError(f"--dims 3: the cases of '{facts[0].name}' are pictures, which have two.")
         return dims
     if proposal.dims is not None:
         reasons.setdefault("dims", "proposed by the method")
@@ -212,8 +216,8 @@ def _grid(
             raise PlanError("--spacing: pictures have no spacing; leave it out.")
         values = spacing[0] if isinstance(spacing[0], (list, tuple)) else (spacing[0],)
         values = tuple(values) * 3 if len(values) == 1 else tuple(values)
-        if len(values) != 3 or min(values) <= 0:
-            raise PlanError(f"--spacing: should be one positive number or three (z y x), found {values}.")
+        if len(values) != 3 or not all(isinstance(step, (int, float)) and step > 0 for step in values):
+            raise PlanError(f"--spacing: should be one positive number or three (z y x), found {spacing[0]}.")
         reasons["grid.spacing_mm"] = spacing[1]
         return replace(grid, spacing_mm=(float(values[0]), float(values[1]), float(values[2])))
     if needs.grid == "squeezed":
@@ -240,13 +244,14 @@ def _squeezed(
 ) -> tuple[Voxels, str]:
     chosen = overrides.value("grid.shape")
     if chosen is not None and chosen[0] is not None:
-        return voxels_of(chosen[0]), chosen[1]
+        return voxels_of(chosen[0], dims=dims, key="grid.shape", least=0), chosen[1]
+    keeps_slices = dims == 2 and not read.is_picture(facts)
     chosen = overrides.value("patch_size", "patch_size")
     if chosen is None or chosen[0] is None:
         chosen = proposal.patch_size, proposal.reasons.get("patch_size", "proposed by the method")
     if chosen[0] is not None:
-        shape, reason = voxels_of(chosen[0]), chosen[1]
-        if dims == 2 and not read.is_picture(facts):
+        shape, reason = voxels_of(chosen[0], dims=dims), chosen[1]
+        if keeps_slices:
             return (0, *shape[1:]), f"{reason}; slices stay as they are"
         return shape, reason
     median = read.median_shape(read.grid_shapes(facts, Grid(spacing_mm=None, crop="none")))
@@ -257,7 +262,7 @@ def _squeezed(
         (1 if dims == 2 else multiple, multiple, multiple),
     )
     return (
-        shape,
+        (0, *shape[1:]) if keeps_slices else shape,
         f"median shape {median}, at most {SQUEEZED_SIDE} per side, rounded up to multiples of {multiple}",
     )
 
@@ -346,14 +351,15 @@ def _fill_memory(
     chosen = overrides.value("patch_size", "patch_size")
     fixed: tuple[Voxels, str] | None = None
     if chosen is not None and chosen[0] is not None:
-        fixed = voxels_of(chosen[0]), chosen[1]
+        fixed = voxels_of(chosen[0], dims=draft.dims), chosen[1]
     elif draft.grid.shape is not None:
-        fixed = voxels_of([max(1, side) for side in draft.grid.shape]), "the shape that cases are squeezed to"
+        z, y, x = (max(1, side) for side in draft.grid.shape)
+        fixed = (z, y, x), "the shape that cases are squeezed to"
     elif proposal.patch_size is not None:
         fixed = proposal.patch_size, proposal.reasons.get("patch_size", "proposed by the method")
     elif needs.whole_image:
-        largest = tuple(max(shape[axis] for shape in shapes) for axis in range(3))
-        fixed = voxels_of(largest), "the largest image: the method sees images whole"
+        z, y, x = (max(shape[axis] for shape in shapes) for axis in range(3))
+        fixed = (z, y, x), "the largest image: the method sees images whole"
     if fixed is not None:
         plans: tuple[Plan, ...] = (shaped(draft, fixed[0], base_features=base_features, multiple=multiple),)
     else:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, Literal
 
 from medplan.data.labels import LabelSpace
@@ -198,6 +199,12 @@ class Pyramid:
         ):
             raise ValueError("features, strides, kernels and blocks should have one entry per stage")
 
+    @property
+    def multiple(self) -> tuple[int, int, int]:
+        """What each side (z, y, x) of a patch has to be a multiple of, to be halved without a rest."""
+        z, y, x = (prod(stride[axis] for stride in self.strides) for axis in range(3))
+        return z, y, x
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
@@ -281,6 +288,12 @@ class Plan:
             raise ValueError("'datasets' should name at least one dataset")
         if min(self.patch_size) < 1 or (self.dims == 2 and self.patch_size[0] != 1):
             raise ValueError(f"'patch_size' {self.patch_size} does not fit 'dims' {self.dims}")
+        steps = (1, 1, 1) if self.pyramid is None else self.pyramid.multiple
+        if any(side % step for side, step in zip(self.patch_size, steps, strict=True)):
+            raise ValueError(
+                f"'patch_size' (z, y, x) should be a multiple of {steps}, which the network halves it by, "
+                f"found {self.patch_size}"
+            )
         if len({len(dataset.channels) for dataset in self.learned or self.datasets}) != 1:
             raise ValueError("all datasets of a plan need the same number of channels")
 

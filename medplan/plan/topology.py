@@ -5,7 +5,7 @@ from typing import Literal
 
 from medplan.plan.schema import Pyramid
 
-__all__ = ["divisibility", "make_pyramid", "round_up"]
+__all__ = ["make_pyramid", "round_up"]
 
 SMALLEST_SIDE = 4
 """Voxels that a side of the coarsest feature map keeps, as in nnU-Net."""
@@ -81,12 +81,6 @@ def _halved(size: list[float], spacing: list[float], axes: tuple[int, ...]) -> l
     if len(chosen) == 1 and size[chosen[0]] < 3 * SMALLEST_SIDE:
         return []
     return chosen
-
-
-def divisibility(pyramid: Pyramid) -> Voxels:
-    """Return what every side of a patch has to be a multiple of."""
-    products = [math.prod(stride[axis] for stride in pyramid.strides) for axis in range(3)]
-    return products[0], products[1], products[2]
 
 
 def round_up(size: Voxels, multiple: Voxels) -> Voxels:

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from medplan.networks.unet import UNet, UNetEncoder
-from medplan.plan.topology import divisibility, make_pyramid
+from medplan.plan.topology import make_pyramid
 
 CUBIC = make_pyramid((16, 32, 32), (1.0, 1.0, 1.0), 3, base_features=4)
 THICK = make_pyramid((8, 32, 32), (5.0, 1.0, 1.0), 3, base_features=4)
@@ -75,7 +75,7 @@ def test_residual_blocks_begin_as_their_shortcut() -> None:
 def test_a_pyramid_stops_at_four_voxels_and_waits_for_coarse_axes(patch, spacing, dims) -> None:  # type: ignore[no-untyped-def]
     pyramid = make_pyramid(patch, spacing, dims)
     axes = (0, 1, 2) if dims == 3 else (1, 2)
-    steps = divisibility(pyramid)
+    steps = pyramid.multiple
     assert all(patch[axis] / steps[axis] >= 4 or steps[axis] == 1 for axis in axes)
     assert dims == 3 or steps[0] == 1
     current = list(spacing or (1.0, 1.0, 1.0))

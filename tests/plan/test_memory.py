@@ -9,7 +9,7 @@ from torch import Tensor
 from medplan.errors import MethodError
 from medplan.method import Batch, Progress, Update
 from medplan.methods.supervised import METHOD
-from medplan.plan.memory import measure, training_bytes
+from medplan.plan.memory import measure
 from medplan.plan.overrides import Overrides
 from medplan.plan.planner import make_plan
 from medplan.plan.schema import Plan
@@ -104,4 +104,4 @@ def test_a_step_that_looks_at_values_is_told_what_to_override(fingerprint: Make,
         def footprint_step(self, batch: Batch, update: Update, at: Progress) -> None:
             update.minimise(self.conv(batch["image"]).sum())
 
-    assert training_bytes(Told, plan(fingerprint(), Told)) > 0
+    assert measure(Told, plan(fingerprint(), Told)).total > 0

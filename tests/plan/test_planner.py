@@ -7,10 +7,9 @@ import pytest
 
 from medplan.errors import MethodError, PlanError
 from medplan.methods.supervised import METHOD
-from medplan.plan.overrides import Overrides
+from medplan.plan.overrides import Overrides, apply_settings
 from medplan.plan.planner import make_plan, situation
 from medplan.plan.schema import Plan
-from medplan.plan.topology import divisibility
 from medplan.records import decode, encode
 
 Make = Callable[..., Any]
@@ -124,9 +123,7 @@ def test_a_plan_stays_within_its_memory(plan: Make, fingerprint: Make, memory: f
     assert made.predicted_gpu_bytes is not None and made.predicted_gpu_bytes <= memory * 2**30
     assert made.training.batch_size >= 2
     assert made.pyramid is not None
-    assert all(
-        side % step == 0 for side, step in zip(made.patch_size, divisibility(made.pyramid), strict=True)
-    )
+    assert all(side % step == 0 for side, step in zip(made.patch_size, made.pyramid.multiple, strict=True))
 
 
 def test_more_memory_never_gives_a_smaller_patch(plan: Make, fingerprint: Make) -> None:
@@ -187,8 +184,11 @@ def test_slices_can_be_asked_for(plan: Make, fingerprint: Make) -> None:
     assert plan(fingerprint(), settings={"dims": 2, "patch_size": (1, 96, 64)}).patch_size == (1, 96, 64)
 
 
-def test_a_patch_that_cannot_be_halved_is_rounded_up_and_says_so(plan: Make, fingerprint: Make) -> None:
-    made = plan(fingerprint(), patch_size=(30, 30, 30))
+@pytest.mark.parametrize("wish", [{"patch_size": (30, 30, 30)}, {"settings": {"patch_size": [30, 30, 30]}}])
+def test_a_patch_that_cannot_be_halved_is_rounded_up_and_says_so(
+    plan: Make, fingerprint: Make, wish: Any
+) -> None:
+    made = plan(fingerprint(), **wish)
     assert made.patch_size == (32, 32, 32)
     assert "rounded up" in made.reasons["patch_size"]
 
@@ -198,7 +198,9 @@ def test_a_patch_that_cannot_be_halved_is_rounded_up_and_says_so(plan: Make, fin
     [
         ({"encoder": "unnet"}, "did you mean 'unet'"),
         ({"spacing": (1.0, 2.0)}, "--spacing"),
+        ({"settings": {"grid.spacing_mm": "fine"}}, "--spacing"),
         ({"patch_size": (1, 2, 3, 4)}, "--patch-size"),
+        ({"patch_size": (64, 64)}, r"should be three integers .*found \(64, 64\)"),
         ({"settings": {"training.ler": 1}}, "did you mean 'training.lr'"),
         ({"settings": {"config.momentun": 1}}, "did you mean 'momentum'"),
         ({"iterations": -1}, "'iterations' should be at least 0"),
@@ -209,6 +211,24 @@ def test_a_patch_that_cannot_be_halved_is_rounded_up_and_says_so(plan: Make, fin
 def test_wrong_overrides_are_refused(plan: Make, fingerprint: Make, overrides: Any, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         plan(fingerprint(), **overrides)
+
+
+def test_a_plan_edited_to_a_patch_that_cannot_be_halved_is_refused(plan: Make, fingerprint: Make) -> None:
+    made = plan(fingerprint(), patch_size=(32, 32, 32))
+    with pytest.raises(PlanError, match=r"multiple of \(8, 8, 8\).*found \(30, 32, 32\)"):
+        apply_settings(made, {"patch_size": [30, 32, 32]})
+
+
+def test_pictures_are_not_learned_as_volumes(plan: Make, fingerprint: Make) -> None:
+    with pytest.raises(PlanError, match=r"--dims 3: .* pictures"):
+        plan(fingerprint(spacing_mm=None, shape=(1, 200, 200)), dims=3)
+
+
+def test_squeezed_slices_keep_their_number(plan: Make, fingerprint: Make, toy: Make) -> None:
+    method = toy(grid="squeezed", patch_multiple=16, dims=(2,))
+    assert plan(fingerprint(), method=method).grid.shape == (0, 128, 128)
+    given = plan(fingerprint(), method=method, settings={"grid.shape": [0, 64, 96]})
+    assert (given.grid.shape, given.patch_size) == ((0, 64, 96), (1, 64, 96))
 
 
 def test_the_situation_counts_what_overrides_leave(fingerprint: Make) -> None:
