@@ -28,9 +28,8 @@ CARD = Card(
     split=(
         "By sequence: `patient` is the video sequence of a frame number, so that neighbouring frames never "
         "fall on both sides. The table of 29 ranges is the one in circulation and was not compared with the "
-        "original release; its first four borders (frames 26, 51, 68, 79) were seen as cuts in the "
-        "pictures. Sources disagree on the number of videos (25 or 29), so some sequences may show the same "
-        "person."
+        "original release; its first four borders (frames 26, 51, 68, 79) were seen as cuts in the pictures. "
+        "Sources disagree on the number of videos (25 or 29), so some sequences may show the same person."
     ),
 )
 

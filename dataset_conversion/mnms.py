@@ -32,8 +32,7 @@ CARD = Card(
     serves=("hermes", "sdmessenger"),
     split=(
         "By patient, the vendor (A 95, B 125, C 50, D 50 labelled patients) is the `domain`: all of one "
-        "vendor are the test set. Of each other vendor the ceiling of 2 % or 5 % of its patients is "
-        "labelled."
+        "vendor are the test set. Of each other vendor the ceiling of 2 % or 5 % of its patients is labelled."
     ),
 )
 

@@ -58,15 +58,13 @@ def locate(name: str) -> Path:
     if path is None:
         raise CheckpointError(
             f"The weight file '{name}' is neither a path nor in {folder()} (MEDPLAN_WEIGHTS). Put it there, "
-            f"or train "
-            "from random weights with '--encoder-weights none'."
+            "or train from random weights with '--encoder-weights none'."
         )
     expected = next((known.sha256 for known in KNOWN if known.name == path.name), None)
     if expected is not None and (found := _sha256(path)) != expected:
         raise CheckpointError(
             f"{path}: not the published file of that name (sha256 {found[:12]}..., expected "
-            f"{expected[:12]}...); "
-            "the download may be broken. Fetch it again."
+            f"{expected[:12]}...); the download may be broken. Fetch it again."
         )
     return path
 

@@ -243,8 +243,7 @@ def _declared(path: Path, counts: dict[int, int], dataset: Dataset, notes: _Note
         notes.add(
             path,
             f"label values that dataset.json does not declare: {shown}; it knows {_short(sorted(known))}; "
-            "declare them "
-            "under 'labels' or correct the file",
+            "declare them under 'labels' or correct the file",
         )
     elif not set(counts) & (declared - {0}):
         notes.add(path, "the label file holds no class, only background", is_error=False)

@@ -156,8 +156,7 @@ class _Finder:
             if case.id in seen:
                 raise DataError(
                     f"{self.where}: two cases are called '{case.id}': {seen[case.id].images[0]} and "
-                    f"{case.images[0]}; "
-                    "rename one."
+                    f"{case.images[0]}; rename one."
                 )
             seen[case.id] = case
         return tuple(seen[name] for name in sorted(seen))

@@ -116,8 +116,7 @@ def _refuse_typos(data: Mapping[str, Any], where: str) -> None:
         if near:
             raise DataError(
                 f"{where}: unknown key '{key}' (did you mean '{near[0]}'?). Free text may have any name that "
-                "is not "
-                "this close to a known key."
+                "is not this close to a known key."
             )
 
 
@@ -237,8 +236,7 @@ def _label_space(
         several = next(name for name, values in classes.items() if len(values) > 1)
         raise DataError(
             f"{where}: the class '{several}' is a region of several values, so that 'regions_class_order' is "
-            "needed: "
-            "per region the value that it writes into predicted label files."
+            "needed: per region the value that it writes into predicted label files."
         )
     if order is not None and not (isinstance(order, list) and all(type(item) is int for item in order)):
         raise DataError(

@@ -34,8 +34,7 @@ def slices(folder: Path) -> tuple[str, ...]:
         )
         raise DataError(
             f"{folder}: there are {len(found)} DICOM series in this folder, expected one: {listed}. Put each "
-            "series "
-            "into a folder of its own."
+            "series into a folder of its own."
         )
     names = tuple(str(name) for name in files[found[0]])
     _refuse_gaps(folder, names)

@@ -153,8 +153,7 @@ def read_image(
         if geometry is not None and found.shape != geometry.shape:
             raise DataError(
                 f"{path}: its shape (z, y, x) {found.shape} differs from {geometry.shape} of {paths[0]}; all "
-                "channels "
-                "of a case should lie on one grid."
+                "channels of a case should lie on one grid."
             )
         geometry = geometry or found
         parts.append(array if dtype is None else array.astype(dtype, copy=False))

@@ -60,8 +60,7 @@ def find_inputs(path: Path, channels: int, file_ending: str | None = None) -> tu
     if not folders:
         raise DataError(
             f"{path}: there are no images in this folder; expected {' '.join(IMAGE_ENDINGS)}, a DICOM "
-            "series, or "
-            "folders with one DICOM series each."
+            "series, or folders with one DICOM series each."
         )
     return _grouped(folders, channels, path)
 

@@ -114,8 +114,7 @@ class LabelSpace:
             declared = sorted(value for values in self.values for value in values)
             raise DataError(
                 f"{where}: label values {found[:10]} are not declared in dataset.json, which knows "
-                f"{declared}. "
-                "Declare them under 'labels', or correct the label file."
+                f"{declared}. Declare them under 'labels', or correct the label file."
             )
         return encoded
 

@@ -77,8 +77,7 @@ def read_voxels(path: Path) -> npt.NDArray[Any]:
     if filled < len(target):
         raise DataError(
             f"{path}: the file is truncated: its header promises {len(target)} bytes of voxels, found "
-            f"{filled}; copy "
-            "or download it again."
+            f"{filled}; copy or download it again."
         )
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return _scaled(array, header) if header.is_scaled else array
@@ -151,8 +150,7 @@ def _shape(header: Header, path: Path) -> tuple[int, int, int, int]:
     if len(further) > 1:
         raise DataError(
             f"{path}: it has {len(header.lengths)} dimensions, {header.lengths}; expected a volume, or 4-D "
-            "with the "
-            "channels last."
+            "with the channels last."
         )
     return (further[0] if further else 1), z, y, x
 

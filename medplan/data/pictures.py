@@ -41,8 +41,7 @@ def read(path: Path, *, label: bool = False) -> Array:
         if getattr(picture, "n_frames", 1) > 1:
             raise DataError(
                 f"{path}: it holds {picture.n_frames} pages; a picture should have one. Save volumes as "
-                ".nii.gz, "
-                ".nrrd or .mha, which know their spacing."
+                ".nii.gz, .nrrd or .mha, which know their spacing."
             )
         try:
             array = np.asarray(_in_plain_mode(picture, label))

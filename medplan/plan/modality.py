@@ -83,8 +83,7 @@ def mismatch(modality: Modality, cases: Sequence[Intensity]) -> str | None:
     low, high = min(case.min for case in cases), max(case.max for case in cases)
     return (
         f"the channel is called CT, but its intensities reach from {low:g} to {high:g} and are no Hounsfield "
-        "units; "
-        "it is still treated as CT. Rename the channel if it should be normalised case by case."
+        "units; it is still treated as CT. Rename the channel if it should be normalised case by case."
     )
 
 
