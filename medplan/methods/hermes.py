@@ -55,7 +55,7 @@ from medplan.learning.tasks import (
     modality_of_case,
     named,
     task_names,
-)
+)  # fmt: skip
 from medplan.method import (
     Batch,
     Heatmap,

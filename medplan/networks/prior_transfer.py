@@ -50,7 +50,7 @@ def translate(
         rows = _rows(weights[key], weights.get(f"{stem}added"))
         state.pop(f"{stem}added", None)
         mine = _rows(own[key], own.get(f"{stem}added"))
-        chosen = _by_name(rows[:-1], _by_class(rows[:-1], mine[:-1], *tasks), *tasks)
+        chosen = _by_name(rows[:-1], mine[:-1], *tasks)
         num_known = len(own[key]) - 1
         state[key] = torch.cat([chosen[:num_known], rows[-1:]])
         if f"{stem}added" in own:
@@ -70,20 +70,14 @@ def _rows(tasks: Tensor, added: Tensor | None) -> Tensor:
     return tasks if added is None else torch.cat([tasks[:-1], added, tasks[-1:]])
 
 
-def _by_class(theirs: Tensor, mine: Tensor, names: Sequence[str], my_names: Sequence[str]) -> Tensor:
-    """Return `mine` with the mean of the other's rows of the same class, of whichever dataset, where it has
-    such."""
-    classes = [name.partition("/")[2] for name in names]
-    result = mine.clone()
-    for row, name in enumerate(my_names):
-        same = [place for place, known in enumerate(classes) if known == name.partition("/")[2]]
-        if same:
-            result[row] = theirs[same].mean(0)
-    return result
-
-
 def _by_name(theirs: Tensor, mine: Tensor, names: Sequence[str], my_names: Sequence[str]) -> Tensor:
-    """Return `mine` with those rows replaced that the other has under the same name."""
-    places = {name: row for row, name in enumerate(names)}
-    rows = [theirs[places[name]] if name in places else mine[row] for row, name in enumerate(my_names)]
-    return torch.stack(rows) if rows else theirs[:0]
+    """Return `mine` with those rows replaced that the other has: of the same name, or else the mean of those
+    of the same class."""
+    classes = [name.split("/", 1)[-1] for name in names]
+    rows = mine.clone()
+    for row, name in enumerate(my_names):
+        same = [place for place, known in enumerate(names) if known == name]
+        same = same or [place for place, known in enumerate(classes) if known == name.split("/", 1)[-1]]
+        if same:
+            rows[row] = theirs[same].mean(0)
+    return rows
