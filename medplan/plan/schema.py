@@ -7,7 +7,6 @@ two-dimensional pictures are volumes with one slice.
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Literal
@@ -16,15 +15,12 @@ from medplan.data.labels import LabelSpace
 from medplan.errors import PlanError
 from medplan.records import encode
 
-__all__ = ["DatasetPlan", "Fold", "Grid", "Normalisation", "Plan", "Pyramid", "Roles", "Training"]
+__all__ = ["DatasetPlan", "Fold", "Grid", "Normalisation", "Plan", "Pyramid", "Training"]
 
 Modality = Literal["CT", "MR", "PET", "RGB", "grey", "other"]
 
 Fold = int | Literal["all"]
 """Number of a fold, or all cases."""
-
-Roles = Mapping[str, tuple[str, ...]]
-"""Case ids by role: atlas, labelled, unlabelled, validation, support, pretrain, test."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +86,8 @@ class DatasetPlan:
         modalities: per channel.
         labels: the classes the method learns (may group the raw labels).
         normalisations: per channel.
-        folds: per fold the case ids by role; the roles of one fold share no case, except that `pretrain`
-            (images only) may.
+        folds: per fold the case ids by role (atlas, labelled, unlabelled, support, validation, pretrain,
+            test); the roles of one fold share no case, except that `pretrain` (images only) may.
         domains: domain of each case that has one.
         file_ending: of image and label files.
         share: probability that a training sample is drawn from this dataset (several datasets only).

@@ -1,15 +1,14 @@
-"""The case that others are aligned to, as a file. Who only reads it needs no registration."""
+"""The image that other cases are aligned to, and the file that keeps it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from medplan.data.images import Geometry, Image, read_image, write_image
-from medplan.plan.schema import DatasetPlan, Grid, Normalisation
+from medplan.data.images import Geometry, read_image, write_image
 
-__all__ = ["Atlas", "atlas_path", "make_atlas"]
+__all__ = ["Atlas", "atlas_path"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +36,3 @@ class Atlas:
 def atlas_path(folder: Path) -> Path:
     """Return where the atlas lies beside preprocessed cases, or beside a trained model."""
     return folder / "atlas.nrrd"
-
-
-def make_atlas(image: Image, dataset_plan: DatasetPlan, grid: Grid) -> Atlas:
-    """Bring the atlas case onto the grid without normalising it."""
-    from medplan.preprocess.prepare import prepare
-
-    raw = (Normalisation(scheme="none"),) * len(dataset_plan.channels)
-    plan = replace(dataset_plan, normalisations=raw)
-    case, restoration = prepare(image, plan, replace(grid, align_to=None))
-    return Atlas(volume=case.image()[0], geometry=restoration.prepared())

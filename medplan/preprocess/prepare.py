@@ -1,14 +1,15 @@
 """One scan, in memory: turned to canonical axes, cropped, normalised and resampled."""
 
 import logging
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from medplan.data.images import Geometry, Image
 from medplan.errors import DataError, PlanError
-from medplan.plan.schema import DatasetPlan, Grid
+from medplan.plan.schema import DatasetPlan, Grid, Normalisation
+from medplan.preprocess.atlas import Atlas
 from medplan.preprocess.crop import crop_box
 from medplan.preprocess.geometry import Restoration, canonical_axes, canonical_geometry
 from medplan.preprocess.normalise import normalise
@@ -16,10 +17,7 @@ from medplan.preprocess.resample import class_boxes, resample_image, resample_la
 from medplan.randomness import generator
 from medplan.samples.cases import Case
 
-if TYPE_CHECKING:
-    from medplan.preprocess.atlas import Atlas
-
-__all__ = ["MAX_LOCATIONS", "class_locations", "prepare"]
+__all__ = ["MAX_LOCATIONS", "class_locations", "make_atlas", "prepare"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +34,7 @@ def prepare(
     *,
     label: npt.NDArray[np.integer] | None = None,
     key: str = "",
-    atlas: "Atlas | None" = None,
+    atlas: Atlas | None = None,
 ) -> tuple[Case, Restoration]:
     """Bring a scan onto a grid.
 
@@ -75,13 +73,19 @@ def prepare(
     return case, restoration
 
 
+def make_atlas(image: Image, dataset_plan: DatasetPlan, grid: Grid) -> Atlas:
+    """Bring the atlas case onto the grid without normalising it."""
+    raw = (Normalisation(scheme="none"),) * len(dataset_plan.channels)
+    plan = replace(dataset_plan, normalisations=raw)
+    case, restoration = prepare(image, plan, replace(grid, align_to=None))
+    return Atlas(volume=case.image()[0], geometry=restoration.prepared())
+
+
 def class_locations(codes: npt.NDArray[np.int16], key: str) -> dict[int, npt.NDArray[np.integer]]:
-    """Return per code above 0 about `MAX_LOCATIONS` voxels (n, 3) that carry it, in reading order.
+    """Return per code above 0 about `MAX_LOCATIONS` voxels (n, 3) that carry it, sorted by z, y and x.
 
-    Every slice that has the code at all has one voxel among them, so that slices can be chosen by what they
-    show.
-
-    The choice depends on `key` and the code only. Coordinates are uint16 where they fit.
+    Each slice that shows a code has at least one of its voxels among them, so that slices can be chosen by
+    what they show. The choice depends on `key` and the code only. Coordinates are uint16 where they fit.
     """
     kind = np.uint16 if max(codes.shape) <= 65536 else np.int32
     locations: dict[int, npt.NDArray[np.integer]] = {}
@@ -175,7 +179,7 @@ def _aligned(
     codes: npt.NDArray[np.int16] | None,
     dataset_plan: DatasetPlan,
     grid: Grid,
-    atlas: "Atlas | None",
+    atlas: Atlas | None,
     where: str,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int16] | None, Restoration]:
     if atlas is None:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from medplan.data.dataset import Dataset, RawCase
@@ -11,15 +11,15 @@ from medplan.data.images import read_image, read_label
 from medplan.data.rawcase import files_of
 from medplan.errors import DataError, MedplanError
 from medplan.plan.schema import DatasetPlan, Grid
-from medplan.preprocess.atlas import Atlas, atlas_path, make_atlas
+from medplan.preprocess.atlas import Atlas, atlas_path
 from medplan.preprocess.extra import make
-from medplan.preprocess.prepare import prepare
-from medplan.preprocess.storage import read_record, read_restoration, write_case, write_extra
+from medplan.preprocess.prepare import make_atlas, prepare
+from medplan.preprocess.storage import read_record, write_case, write_extra
 from medplan.progress import track
 from medplan.records import encode
 from medplan.samples.cases import CaseFiles, open_case
 
-__all__ = ["prepare", "preprocess", "read_restoration"]
+__all__ = ["preprocess"]
 
 Sources = dict[str, tuple[int, int, str]]
 
@@ -68,8 +68,11 @@ def preprocess(
     try:
         futures = {pool.submit(_case, case, plan, grid, folder, facts, atlas): case.id for case in cases}
         for done in track(as_completed(futures), label=f"preprocessing {plan.name}", total=len(futures)):
-            reason = _failure(done)
-            if reason is not None:
+            # One bad case must not cost the others; it is reported with all the rest at the end.
+            error = done.exception()
+            if error is not None:
+                known = isinstance(error, MedplanError)
+                reason = str(error) if known else f"{type(error).__name__}: {error}"
                 failed[futures[done]] = reason
                 logger.error("%s: %s", futures[done], reason)
     finally:
@@ -82,14 +85,6 @@ def preprocess(
             f"again:\n{listed}"
         )
     return atlas
-
-
-def _failure(done: Future[None]) -> str | None:
-    error = done.exception()
-    if error is None:
-        return None
-    # One bad case must not cost the others; it is reported with all the rest at the end.
-    return str(error) if isinstance(error, MedplanError) else f"{type(error).__name__}: {error}"
 
 
 def _case(

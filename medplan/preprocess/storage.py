@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from medplan.errors import PlanError
 from medplan.preprocess.geometry import Restoration
-from medplan.records import decode, encode, read_json, write_json
+from medplan.records import encode, read_json, write_json
 from medplan.samples.cases import Case, CaseFiles, CaseRecord
 
-__all__ = ["read_record", "read_restoration", "write_case", "write_extra"]
+__all__ = ["read_record", "write_case", "write_extra"]
 
 Voxel = tuple[int, int, int]
 
@@ -68,12 +68,6 @@ def read_record(folder: Path, case_id: str) -> CaseRecord | None:
         return None
     expected = (files.image, files.label, files.locations) if record.is_labelled else (files.image,)
     return record if all(path.is_file() for path in expected) else None
-
-
-def read_restoration(folder: Path, case_id: str) -> Restoration:
-    """Return the way back of a preprocessed case. Raises PlanError if it is not there."""
-    path = CaseFiles(folder, case_id.split("/", 1)[-1]).record
-    return decode(Restoration, read_json(CaseRecord, path).restoration, where=str(path))
 
 
 def _write_volume(path: Path, array: npt.NDArray[np.generic], codec: "blosc2.Codec") -> None:

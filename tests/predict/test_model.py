@@ -16,7 +16,8 @@ from medplan.predict.archive import export
 from medplan.predict.folder import keep_for_prediction, read_support, write_support
 from medplan.predict.model import Model, Options
 from medplan.predict.postprocess import Postprocessing
-from medplan.preprocess.atlas import atlas_path, make_atlas
+from medplan.preprocess.atlas import atlas_path
+from medplan.preprocess.prepare import make_atlas
 from medplan.samples.cases import Case
 from tests.conftest import Phantom, make_phantom, write_nifti
 from tests.predict.toy import LABELS, Toy, make_plan, make_run

@@ -8,8 +8,8 @@ from torch.nn.functional import one_hot
 from medplan.data.images import Geometry, Image
 from medplan.errors import DataError
 from medplan.plan.schema import Grid
-from medplan.preprocess.atlas import Atlas, make_atlas
-from medplan.preprocess.prepare import prepare
+from medplan.preprocess.atlas import Atlas
+from medplan.preprocess.prepare import make_atlas, prepare
 from medplan.preprocess.restore import LabelRestorer
 
 GRID = Grid(spacing_mm=(2.0, 2.0, 2.0), align_to="atlas")

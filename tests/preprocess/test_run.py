@@ -13,7 +13,10 @@ from medplan.data.dataset import open_dataset
 from medplan.errors import DataError
 from medplan.plan.schema import Grid
 from medplan.preprocess import run
-from medplan.preprocess.run import preprocess, read_restoration
+from medplan.preprocess.geometry import Restoration
+from medplan.preprocess.run import preprocess
+from medplan.preprocess.storage import read_record
+from medplan.records import decode
 from tests.conftest import make_raw_dataset
 
 GRID = Grid(spacing_mm=(2.0, 2.0, 2.0))
@@ -144,9 +147,9 @@ def test_never_more_volumes_in_flight_than_workers(raw_dataset, tmp_path, make_p
     assert most[0] <= 2
 
 
-def test_validation_finds_the_way_back(raw_dataset, tmp_path, make_plan):
+def test_the_record_of_a_case_holds_the_way_back(raw_dataset, tmp_path, make_plan):
     preprocess(open_dataset(raw_dataset), make_plan(), GRID, tmp_path / "out", workers=2)
-    restoration = read_restoration(tmp_path / "out", "case00")
+    restoration = decode(Restoration, read_record(tmp_path / "out", "case00").restoration, where="record")
     assert restoration.native.shape == (20, 28, 24)
     assert np.load(tmp_path / "out" / "case00.locations.npy").dtype == np.uint16
     assert not (tmp_path / "out" / "case04.label.b2nd").exists()

@@ -99,7 +99,7 @@ def test_roles_and_keys(store):
 
 def test_what_was_prepared_is_read_back(store, raw_dataset):
     from medplan.data.images import read_image, read_label
-    from medplan.preprocess.run import prepare
+    from medplan.preprocess.prepare import prepare
 
     raw = open_dataset(raw_dataset).case("case00")
     plan = store.plan_of("Phantom/case00")
