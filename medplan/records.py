@@ -1,6 +1,4 @@
-"""Frozen dataclasses to JSON and back, strictly: an unknown key or a wrong type is an error that names the
-key.
-"""
+"""Frozen dataclasses to JSON and back: an unknown key or a wrong type is an error that names the key."""
 
 import dataclasses
 import json
@@ -43,11 +41,12 @@ def decode(kind: type[Record], data: Any, *, where: str) -> Record:
 
 
 def read_json(kind: type[Record], path: Path) -> Record:
-    """Read a record that `write_json` wrote. Raises PlanError when it is missing, not JSON or not such a
-    record.
+    """Read a record that `write_json` wrote.
+
+    Raises: PlanError if it is missing, not JSON, or not such a record.
     """
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PlanError(f"{path}: there is no such file.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -64,7 +63,7 @@ def write_text(text: str, path: Path) -> Path:
     """Write a text under a temporary name, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
     return path
 
@@ -84,7 +83,7 @@ def _decode(kind: Any, data: Any, where: str, key: str) -> Any:
         return _decode_dataclass(kind, data, where, key)
     if origin is tuple:
         return _decode_tuple(arguments, data, where, key)
-    if origin in (dict, Mapping) or kind is dict or str(origin) == "<class 'collections.abc.Mapping'>":
+    if origin in (dict, Mapping) or kind is dict:
         if not isinstance(data, Mapping):
             raise _mismatch(where, key, "an object", data)
         value_kind = arguments[1] if arguments else Any
@@ -147,9 +146,8 @@ def _decode_scalar(kind: Any, data: Any, where: str, key: str) -> Any:
         return Path(data)
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
-    if isinstance(data, bool) and kind is not bool:
-        raise _mismatch(where, key, _name(kind), data)
-    if not isinstance(data, kind):
+    # Python counts True and False among the integers.
+    if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
         raise _mismatch(where, key, _name(kind), data)
     return data
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from medplan.preprocess.appearance import look_inside
+from medplan.preprocess.appearance import inside_log_ratio
 from medplan.preprocess.carry import AxisMap, Millimetres, Volume, refine
 
 __all__ = ["REACH_MM", "Carried", "carry_class"]
@@ -109,5 +109,5 @@ def carry_class(target: Volume, target_mm: Millimetres, shots: Sequence[Shot]) -
     distances = ndimage.distance_transform_edt(part, target_mm)
     distances -= ndimage.distance_transform_edt(~part, target_mm)
     clipped = np.clip(distances, -REACH_MM, REACH_MM).astype(np.float32)
-    look = look_inside(target[box], clipped, target_mm)
+    look = inside_log_ratio(target[box], clipped, target_mm)
     return Carried(clipped, look, (lower[0], lower[1], lower[2]), tuple(maps))

@@ -42,7 +42,8 @@ class CaseFacts:
         nonzero: per channel the statistics of the voxels that are not 0.
         foreground: per channel the statistics inside all classes together; None without a class.
         nonzero_box: voxels that are not 0 in some channel: first voxel and first voxel behind (z, y, x).
-        body_box: the same of the body, air left out; an estimate by planes, where a crop may look closer.
+        body_box: the same of the body, without air; estimated from whole planes, while
+            `medplan.preprocess.crop` finds its connected parts.
         classes: classes that are present, by name.
         is_labelled: whether there is a label file.
         unannotated: share of the voxels that carry the ignore value.
@@ -70,7 +71,15 @@ class CaseFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Facts, per channel what pools intensities over cases, warnings as sentences, and a thumbnail."""
+    """What is measured of a case.
+
+    Attributes:
+        facts: what the fingerprint says of it.
+        nonzero: per channel the intensities that are not 0, to be pooled over the cases.
+        foreground: per channel the intensities inside the classes; None without a class.
+        notes: warnings, one sentence each.
+        thumbnail: a small picture of it, to compare cases by (see `medplan.plan.likeness`).
+    """
 
     facts: CaseFacts
     nonzero: tuple[Histogram, ...]

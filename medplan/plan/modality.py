@@ -13,49 +13,15 @@ __all__ = ["Source", "mismatch", "modalities"]
 
 Source = Literal["channel name", "file format", "intensities (a guess)"]
 
-NAMES: dict[str, Modality] = {
-    **dict.fromkeys(("ct", "cbct", "cect", "cta", "ncct", "hu"), "CT"),
-    **dict.fromkeys(
-        (
-            *(
-                "mr",
-                "mri",
-                "mra",
-                "t1",
-                "t1w",
-                "t1c",
-                "t1ce",
-                "t1gd",
-                "t1n",
-                "t2",
-                "t2w",
-                "t2f",
-                "t2spir",
-                "flair",
-            ),
-            *(
-                "pd",
-                "pdw",
-                "dwi",
-                "adc",
-                "swi",
-                "dti",
-                "lge",
-                "bssfp",
-                "cine",
-                "ssfp",
-                "dixon",
-                "mprage",
-                "gre",
-            ),
-            *("spir", "inphase", "outphase", "outofphase", "mp2rage", "space", "tof", "ktrans", "hbv"),
-        ),
-        "MR",
-    ),
-    **dict.fromkeys(("pet", "suv", "fdg"), "PET"),
-    **dict.fromkeys(("rgb", "r", "g", "b", "red", "green", "blue"), "RGB"),
-    **dict.fromkeys(("us", "ultrasound", "xray", "cxr", "microscopy", "oct"), "other"),
+WORDS: dict[Modality, str] = {
+    "CT": "ct cbct cect cta ncct hu",
+    "MR": "mr mri mra t1 t1w t1c t1ce t1gd t1n t2 t2w t2f t2spir flair pd pdw dwi adc swi dti lge bssfp cine "
+    "ssfp dixon mprage gre spir inphase outphase outofphase mp2rage space tof ktrans hbv",
+    "PET": "pet suv fdg",
+    "RGB": "rgb r g b red green blue",
+    "other": "us ultrasound xray cxr microscopy oct",
 }
+NAMES: dict[str, Modality] = {word: modality for modality, words in WORDS.items() for word in words.split()}
 HU_LOW, HU_HIGH = -200.0, 200.0
 
 

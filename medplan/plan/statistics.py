@@ -82,11 +82,10 @@ def summarise(volume: Array, *, without_zeros: bool = False) -> Histogram | None
     Args:
         without_zeros: leave out the voxels that are exactly 0.
 
-    Returns: None if nothing is left. Else up to 1024 different values with their exact counts, or, of more
-        values,
-        quantiles that stand for them: 512 of equal weight, and finer ones down to 1e-5 in both tails.
-        Percentiles of merged summaries are then off by at most 0.1 % in rank, less in the tails; `exact`
-        holds the case's own statistics, which never are.
+    Returns: None if nothing is left; else up to 1024 different values with their exact counts. More values
+        are replaced by quantiles, 512 of equal weight and finer ones down to 1e-5 in both tails: percentiles
+        of merged summaries are then off by at most 0.1 % in rank, less in the tails. The statistics of the
+        case itself, in `exact`, are always exact.
     """
     volume = volume.reshape(1, 1, -1) if volume.ndim == 1 else volume
     if volume.size == 0:

@@ -1,7 +1,7 @@
 """What the planner reads off fingerprints, over one dataset or several.
 
-All axes are z, y, x of the canonical orientation, in which fingerprints, being facts, are not; oblique slices
-stay as they are stored (`Grid.keeps_oblique`).
+Axes are z, y, x of the canonical orientation here, while fingerprints hold them as they are stored; oblique
+slices stay as they are stored (`Grid.keeps_oblique`).
 """
 
 from collections.abc import Sequence

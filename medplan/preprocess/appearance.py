@@ -1,15 +1,15 @@
-"""How much each voxel looks like what an outline encloses, rather than like what is around it.
+"""Whether the intensity of each voxel is more likely inside a rough outline or around it.
 
-The scan is compared with itself: intensities that are frequent inside a rough outline and rare around it
-speak for the class, and the outline that follows from them is taken for the next round. So neither another
-scan nor a unit of intensity is needed.
+The scan is compared with itself: intensities that are frequent inside the outline and rare around it speak
+for the class, and the outline that follows from them is taken for the next round. So neither another scan nor
+a unit of intensity is needed.
 """
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-__all__ = ["look_inside"]
+__all__ = ["inside_log_ratio"]
 
 Volume = npt.NDArray[np.float32]
 
@@ -25,7 +25,7 @@ PER_MM = 0.1
 """What a millimetre further inside the first outline counts, as a log ratio, while the outline moves."""
 
 
-def look_inside(volume: Volume, inside_mm: Volume, spacing_mm: tuple[float, float, float]) -> Volume:
+def inside_log_ratio(volume: Volume, inside_mm: Volume, spacing_mm: tuple[float, float, float]) -> Volume:
     """Return the log ratio of how frequent each voxel's intensity is inside the outline and around it.
 
     Args:
@@ -36,10 +36,10 @@ def look_inside(volume: Volume, inside_mm: Volume, spacing_mm: tuple[float, floa
     Source: in the manner of GrabCut (Rother et al. 2004, doi:10.1145/1015706.1015720), with a Gaussian
         filter in the place of the graph cut.
     """
-    look: Volume = np.zeros(volume.shape, np.float32)
+    log_ratio: Volume = np.zeros(volume.shape, np.float32)
     lowest, highest = np.percentile(volume, (0.5, 99.5)) if volume.size else (0.0, 0.0)
     if highest <= lowest:
-        return look
+        return log_ratio
     bins = np.clip((volume - lowest) / (highest - lowest) * BINS, 0, BINS - 1).astype(np.int64)
     sigma = [SMOOTH_MM / step for step in spacing_mm]
     inside = inside_mm > 0
@@ -48,13 +48,13 @@ def look_inside(volume: Volume, inside_mm: Volume, spacing_mm: tuple[float, floa
         if min(np.count_nonzero(inside), np.count_nonzero(around)) < FEWEST:
             break
         ratio = np.log(_frequencies(bins[inside]) / _frequencies(bins[around])).clip(-MOST, MOST)
-        look = ndimage.gaussian_filter(ratio.astype(np.float32)[bins], sigma)
-        inside = look + PER_MM * inside_mm > 0
-    return look
+        log_ratio = ndimage.gaussian_filter(ratio.astype(np.float32)[bins], sigma)
+        inside = log_ratio + PER_MM * inside_mm > 0
+    return log_ratio
 
 
 def _frequencies(bins: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return those of all bins, smoothed, none of them 0."""
+    """Return the share of voxels in each bin, smoothed, none of them 0."""
     counts = ndimage.gaussian_filter1d(np.bincount(bins, minlength=BINS).astype(np.float64), 1.5)
     counts += 1e-3 * counts.sum() / BINS
     frequencies: npt.NDArray[np.float64] = counts / counts.sum()

@@ -1,9 +1,9 @@
-"""Carrying what one scan shows over to another: a shift and a scale along each axis, found by likeness.
+"""Registration of one scan (the source) to another (the target) by a shift and a scale along each axis.
 
-A map along axes is applied as three small matrix products, so that hundreds can be tried in a second.
+Such a map is applied as three small matrix products, so that hundreds can be tried in a second.
 """
 
-# Shapes: Z Y X voxels of the scan that is carried to, z y x of the one that is carried from.
+# Shapes: Z Y X voxels of the target, z y x voxels of the source.
 
 import math
 from dataclasses import dataclass
@@ -30,13 +30,13 @@ MIN_OVERLAP = 0.3
 
 @dataclass(frozen=True)
 class AxisMap:
-    """Index i along an axis of the scan carried to lies at ``scale * i + offset`` of the one carried from."""
+    """Voxel i along an axis of the target lies at voxel ``scale * i + offset`` of the source."""
 
     scale: tuple[float, float, float]
     offset: tuple[float, float, float]
 
     def carry(self, volume: Volume, shape: tuple[int, int, int]) -> Volume:
-        """Resample (z, y, x) linearly onto (Z, Y, X); 0 outside."""
+        """Resample the source (z, y, x) linearly onto a target of that shape; 0 outside the source."""
         positions = [
             scale * np.arange(length, dtype=np.float64) + offset
             for scale, offset, length in zip(self.scale, self.offset, shape, strict=True)
@@ -45,7 +45,7 @@ class AxisMap:
         return _apply(pulls, volume)
 
     def changed(self, axis: int, *, share: float, shift: float, centre: float) -> "AxisMap":
-        """Scale one axis about an index of the scan carried to, and shift it by voxels of the other."""
+        """Return the map with one axis scaled about a voxel of the target and shifted by source voxels."""
         scale, offset = list(self.scale), list(self.offset)
         scale[axis] *= 1 + share
         offset[axis] += shift + (self.scale[axis] - scale[axis]) * centre
@@ -53,7 +53,7 @@ class AxisMap:
 
 
 def body_box(volume: Volume) -> tuple[Extent, Extent, Extent]:
-    """Return, per axis, the first and last index with tissue in 2 % of its pixels at least."""
+    """Return, per axis, the first and last plane of which at least 2 % is tissue."""
     steps = (1, 2, 2)
     thin = volume[:, :: steps[1], :: steps[2]]
     tissue = thin > half_otsu(thin)
@@ -66,7 +66,7 @@ def body_box(volume: Volume) -> tuple[Extent, Extent, Extent]:
 
 
 def align_bodies(target: Volume, source: Volume) -> AxisMap:
-    """Return the map that brings the box of one body onto that of another."""
+    """Return the map that brings the box of the source's body onto that of the target's."""
     pairs = zip(body_box(target), body_box(source), strict=True)
     scales, offsets = [], []
     for (first, last), (other_first, other_last) in pairs:
@@ -84,15 +84,15 @@ def refine(
     source_mm: Millimetres,
     weight: Volume | None = None,
 ) -> tuple[AxisMap, float]:
-    """Improve a map axis by axis for as long as the carried scan becomes more like the other.
+    """Improve a map axis by axis for as long as the resampled source correlates better with the target.
 
-    Likeness is the correlation of intensities at 6 mm, so that both scans should be of one modality.
+    Intensities are compared at 6 mm; both scans should be of one modality.
 
     Args:
         target, source: (Z, Y, X) and (z, y, x).
-        weight: (z, y, x), at least 0: where likeness counts; None for everywhere.
+        weight: (z, y, x), at least 0: how much each voxel of the source counts; None for all alike.
 
-    Returns: the map and its likeness, -1 to 1.
+    Returns: the map and its correlation, -1 to 1.
     """
     likeness = _Likeness(target, source, target_mm, source_mm, weight)
     best, highest = start, likeness(start)
@@ -116,7 +116,7 @@ def refine(
 
 
 class _Likeness:
-    """The weighted correlation of one scan with another carried over to it, both at 6 mm."""
+    """The weighted correlation of the target with the source resampled onto it, both at 6 mm."""
 
     def __init__(
         self,

@@ -4,16 +4,13 @@ Beside each other in one folder lie, per case, ``<id>.image.b2nd`` (C, Z, Y, X) 
 (Z, Y, X) int16, ``<id>.locations.npy`` (n, 4) of code, z, y, x, and ``<id>.json``, a `CaseRecord`, which is
 written last.
 
-Volumes are stored in compressed chunks of about 64^3 voxels. Measured on a left-atrium scan of 140x224x292
-voxels,
-one core, warm files: a patch of 96x128x192 takes 4.2 ms with LZ4 (31 MB on disk), 6.7 ms with Zstandard (29
-    MB) and
-0.6 ms from an uncompressed memory map (37 MB); its label map 0.7 ms, and 0.1 MB in place of 18 MB. Cropping
-is a small part of a training step, label maps and skull-stripped or masked scans shrink several times, and a
-cold read
-touches whole chunks instead of one page per row: hence chunks, LZ4 for images and Zstandard for labels.
-    Pixels stay
-float32: half precision would halve the files but loses the last Hounsfield units of a wide window.
+Volumes are stored in compressed chunks of about 64^3 voxels, images with LZ4 and labels with Zstandard.
+Measured on a left-atrium scan of 140x224x292 voxels, one core, warm files: a patch of 96x128x192 takes 4.2 ms
+with LZ4 (31 MB on disk), 6.7 ms with Zstandard (29 MB) and 0.6 ms from an uncompressed memory map (37 MB);
+its label map takes 0.7 ms, and 0.1 MB in place of 18 MB. Cropping is a small part of a training step, label
+maps and masked scans shrink several times, and a cold read touches whole chunks instead of one page per row.
+Pixels stay float32: half precision would halve the files, but lose the last Hounsfield units of a wide
+window.
 """
 
 import hashlib

@@ -1,9 +1,7 @@
-"""Rotation, shear, scaling and elastic deformation of patches, drawn where patches are cut and applied
-where batches live.
+"""Rotation, shear, scaling and elastic deformation of patches: drawn by the sampler, applied on the device.
 
-The sampler draws a transform first and then reads exactly the box of voxels that the transformed patch
-    covers: an enlarged box is read (and resampled) for the patches that are rotated or scaled, and for no
-    others.
+The sampler draws a transform first, and then reads the box of voxels that the transformed patch covers. A
+larger box is read only for patches that are transformed.
 
 Shapes: C channels, Z Y X voxels of the box that was read, P the patch.
 """

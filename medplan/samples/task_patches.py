@@ -14,8 +14,17 @@ Voxel = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class TaskPatches:
-    """Labelled patches of one dataset, with ``tasks`` (int64, one number per slot, -1 for an empty slot),
-    ``modality`` as it is shown and ``true_modality`` (int64, -1 if unknown), and the case's ``shape``."""
+    """Labelled patches of one dataset, with its tasks and their modality.
+
+    Elements hold besides ``tasks`` (int64, one number per slot, -1 for an empty slot), ``modality`` (int64,
+    -1 if unknown or hidden), ``true_modality`` (int64, -1 if unknown) and ``shape``, the case's voxels.
+
+    Attributes:
+        labelled: draws the patches.
+        tasks: their numbers, -1 for an empty slot.
+        modality_of_domain: number of the modality by domain; that of the domain None is for all others.
+        hide_modality: probability that ``modality`` says unknown.
+    """
 
     labelled: Labelled
     tasks: tuple[int, ...]
