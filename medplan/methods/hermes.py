@@ -55,7 +55,7 @@ from medplan.learning.tasks import (
     modality_of_case,
     named,
     task_names,
-)  # fmt: skip
+)
 from medplan.method import (
     Batch,
     Heatmap,
@@ -67,7 +67,7 @@ from medplan.method import (
     Proposal,
     Situation,
     Update,
-)  # fmt: skip
+)
 from medplan.networks.average import MovingAverage
 from medplan.networks.medformer import MedFormer
 from medplan.networks.prior_transfer import Transfer, learning, translate
