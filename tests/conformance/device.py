@@ -13,7 +13,7 @@ gradients are zeros.
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
 
 __all__ = ["DEVICE", "Far", "emulated", "waits"]
 
@@ -132,7 +131,7 @@ def emulated(*, autocast: bool = False) -> Iterator[torch.device]:
 
     def load_there(path: Any, *, map_location: Any = None, **options: Any) -> Any:
         state = load(path, map_location="cpu", **options)
-        return tree_map(lambda x: x.to(map_location) if isinstance(x, Tensor) else x, state)
+        return _each(lambda x: x.to(map_location) if isinstance(x, Tensor) else x, state)
 
     _autocast = autocast
     torch.__future__.set_swap_module_params_on_conversion(True)
@@ -189,7 +188,7 @@ def _call(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     far = (
         _is_far(device)
         if device is not None
-        else any(isinstance(x, Far) for x in tree_leaves((args, kwargs)))
+        else any(isinstance(x, Far) for x in _tensors(*args, *kwargs.values()))
     )
     generator = kwargs.get("generator")
     if generator is not None and isinstance(generator, FarGenerator) != far:
@@ -225,8 +224,7 @@ def _leave(tensor: Far, kind: torch.dtype | None = None) -> Tensor:
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run an operation on what is held; its result lives where its arguments do."""
-    leaves = tree_leaves((args, kwargs))
-    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    tensors = list(_tensors(*args, *kwargs.values()))
     far = any(isinstance(x, Far) for x in tensors)
     near = [x for x in tensors if not isinstance(x, Far)]
     if far and any(x.dim() > 0 for x in near) and func not in HOST_ALLOWED:
@@ -246,10 +244,10 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     arrives = func == aten._to_copy.default and stays and not far and not kwargs.get("non_blocking")
     if arrives or (far and (func in WAIT or not stays or by_mask or (func == aten.copy_.default and near))):
         waits.append(_where())
-    found = _compute(func, *tree_map(_held, (args, kwargs)))
+    found = _compute(func, *_each(_held, (args, kwargs)))
     if not stays:
         return found
-    found = tree_map(lambda x: Far(x) if isinstance(x, Tensor) else x, found)
+    found = _each(lambda x: Far(x) if isinstance(x, Tensor) else x, found)
     return return_and_correct_aliasing(func, args, kwargs, found) if far else found
 
 
@@ -262,12 +260,30 @@ def _compute(func: Any, args: Any, kwargs: Any) -> Any:
         if "not implemented for 'BFloat16'" not in str(error):
             raise
     # CUDA has all that we use in bfloat16, the CPU has not.
-    args = tree_map(lambda x: _retyped(x, torch.bfloat16, torch.float32), args)
-    return tree_map(lambda x: _retyped(x, torch.float32, torch.bfloat16), func(*args, **kwargs))
+    args = _each(lambda x: _retyped(x, torch.bfloat16, torch.float32), args)
+    return _each(lambda x: _retyped(x, torch.float32, torch.bfloat16), func(*args, **kwargs))
 
 
 def _retyped(value: Any, old: torch.dtype, new: torch.dtype) -> Any:
     return value.to(new) if isinstance(value, Tensor) and value.dtype == old else value
+
+
+def _tensors(*values: Any) -> Iterator[Tensor]:
+    """Yield the tensors among arguments; they are not looked for in dicts, as that of all copies is one."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(*value)
+
+
+def _each(change: Callable[[Any], Any], value: Any) -> Any:
+    """Return nested lists, tuples and dicts with each value in them changed."""
+    if isinstance(value, dict):
+        return type(value)((key, _each(change, item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return type(value)(_each(change, item) for item in value)
+    return change(value)
 
 
 def _where() -> Wait:

@@ -20,6 +20,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from medplan.runtime import tune_allocator
+
 FOLDER = Path(os.environ.get("MEDPLAN_PARITY", Path(__file__).parents[3] / "shared" / "parity"))
 
 
@@ -106,6 +108,11 @@ def _seeds() -> list[Any]:
     return [int(folder.name.removeprefix("seed")) for folder in folders] or [
         pytest.param(None, marks=missing)
     ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def allocator() -> None:
+    tune_allocator()
 
 
 @pytest.fixture(params=_seeds(), ids=lambda seed: f"seed{seed}")

@@ -94,8 +94,17 @@ def test_smoothness_and_agreement_equal_the_original(reference):
     original.check("loss.dice.same", agreement(hard, hard))
 
 
-@pytest.mark.parametrize("shared", [True, False], ids=["shared passes", "separate passes"])
-@pytest.mark.parametrize("run", ["corner", "corner_noA", pytest.param("corner32", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("run", "shared"),
+    [
+        ("corner", True),
+        ("corner_noA", False),
+        pytest.param("corner", False, marks=pytest.mark.slow),
+        pytest.param("corner_noA", True, marks=pytest.mark.slow),
+        pytest.param("corner32", True, marks=pytest.mark.slow),
+        pytest.param("corner32", False, marks=pytest.mark.slow),
+    ],
+)
 def test_one_bilevel_iteration_equals_the_original(reference, run, shared):
     original = reference("bijros")
     side = 32 if run == "corner32" else 16

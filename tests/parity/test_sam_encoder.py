@@ -6,7 +6,7 @@ import torch
 from medplan.networks.sam import build_sam_image_encoder, load_sam_image_encoder
 
 
-@pytest.mark.parametrize("size", [128, 160])
+@pytest.mark.parametrize("size", [128, pytest.param(160, marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_encoder_equals_the_original_block_by_block(reference, size):
     original = reference("sam_encoder")

@@ -1,13 +1,12 @@
 import os
-import subprocess
-import sys
+import platform
 from pathlib import Path
 
 import pytest
 import torch
 
 from medplan.errors import UsageError
-from medplan.runtime import Runtime, _left_of_shares, free_disk
+from medplan.runtime import Runtime, _left_of_shares, free_disk, tune_allocator
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:1", "coda"])
@@ -57,16 +56,12 @@ def test_free_memory_is_no_more_than_what_is_left_of_the_jobs_share(tmp_path: Pa
     assert _left_of_shares(tmp_path, tmp_path / "none") == []
 
 
-def test_the_allocator_is_left_alone_where_the_user_has_set_it() -> None:
-    code = (
-        "import os; from medplan.runtime import tune_allocator as tune\n"
-        "os.environ['MALLOC_ARENA_MAX'] = '2'; print(tune())\n"
-        "del os.environ['MALLOC_ARENA_MAX']; print(tune())"
-    )
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", str(sys.platform.startswith("linux"))]
+def test_the_allocator_is_left_alone_where_the_user_has_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    assert tune_allocator() == (platform.libc_ver()[0] == "glibc")
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    assert not tune_allocator()
 
 
 def test_volumes_two_voxels_deep_have_exact_gradients_on_the_cpu() -> None:
