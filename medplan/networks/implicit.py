@@ -85,7 +85,7 @@ def place_in_box(position_P2: Tensor, box_B4: Tensor) -> Tensor:
     Args:
         box_B4: x0, y0, x1, y1, the image reaching from -1 to 1.
     """
-    lower_B12, upper_B12 = box_B4[:, None, [1, 0]], box_B4[:, None, [3, 2]]
+    lower_B12, upper_B12 = box_B4[:, None, :2].flip(-1), box_B4[:, None, 2:].flip(-1)
     place_BP2 = (2 * position_P2 - lower_B12 - upper_B12) / (upper_B12 - lower_B12)
     radius_BP1 = place_BP2.square().sum(-1, keepdim=True)
     return torch.cat([place_BP2.clamp(-2, 2), radius_BP1.clamp_max(4)], dim=-1)

@@ -182,7 +182,8 @@ class Pairing(nn.Module):
         else:
             shown = (target > 0.5).to(target.dtype)
             codes = shown.sum(1).long()
-        images = [synthesise(codes, generator=generator) for _ in range(channels)]
+        num_greys = target.shape[1] + (not self.labels.is_exclusive)
+        images = [synthesise(codes, num_greys=num_greys, generator=generator) for _ in range(channels)]
         return torch.cat(images, dim=1).to(target.dtype), shown
 
     def onto(

@@ -48,9 +48,10 @@ def coverage(box_B4: Tensor, cells: tuple[int, int], shape: tuple[int, int]) -> 
     parts = []
     for axis, (number, size) in enumerate(zip(cells, shape, strict=True)):
         edges = torch.linspace(0, number, number + 1, device=box_B4.device)
-        limits_B2 = box_B4[:, [1 - axis, 3 - axis]] * (number / size)
-        upper = torch.minimum(edges[1:], limits_B2[:, 1:])
-        parts.append((upper - torch.maximum(edges[:-1], limits_B2[:, :1])).clamp_min(0))
+        # Slices, not a list of indices, for which the host would wait for the device.
+        lower_B1, upper_B1 = (box_B4[:, at : at + 1] * (number / size) for at in (1 - axis, 3 - axis))
+        upper = torch.minimum(edges[1:], upper_B1)
+        parts.append((upper - torch.maximum(edges[:-1], lower_B1)).clamp_min(0))
     return parts[0][:, :, None] * parts[1][:, None, :]
 
 

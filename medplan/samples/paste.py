@@ -151,8 +151,7 @@ def boxes_inside_extent(codes_BZYX: Tensor, uniform_B6: Tensor, *, side: int) ->
         uniform_B6: as in `boxes_around_foreground`.
         side: voxels along y and x.
     """
-    shape = codes_BZYX.shape[1:]
-    device = codes_BZYX.device
+    shape, device = codes_BZYX.shape[1:], codes_BZYX.device
     foreground = codes_BZYX > 0
     first, last = [], []
     for axis in range(1, 4):
@@ -163,9 +162,10 @@ def boxes_inside_extent(codes_BZYX: Tensor, uniform_B6: Tensor, *, side: int) ->
     extent = highest - lowest
     large = (extent[:, 1:] > side).all(1) & foreground.flatten(1).any(1)
     centre = lowest + (uniform_B6[:, 1:4] * (extent + 1)).long()
-    sizes = torch.tensor(shape, device=device)
-    sides = torch.tensor([shape[0], side, side], device=device).expand(len(centre), 3)
-    return _clipped(centre, sides, sizes, large)
+    sizes, sides = (
+        torch.tensor(three).to(device, non_blocking=True) for three in (shape, (shape[0], side, side))
+    )
+    return _clipped(centre, sides.expand(len(centre), 3), sizes, large)
 
 
 def paste(into: Tensor, source: Tensor, mask_B1ZYX: Tensor) -> Tensor:

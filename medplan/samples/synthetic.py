@@ -50,7 +50,11 @@ class Synthesis:
 
 
 def synthesise(
-    codes_BZYX: Tensor, *, generator: torch.Generator, settings: Synthesis | None = None
+    codes_BZYX: Tensor,
+    *,
+    num_greys: int,
+    generator: torch.Generator,
+    settings: Synthesis | None = None,
 ) -> Tensor:
     """Draw an image from each label map.
 
@@ -58,7 +62,7 @@ def synthesise(
     batch with.
 
     Args:
-        codes_BZYX: integers; what is below 0 (no annotation) is drawn as background.
+        codes_BZYX: integers below `num_greys`; what is below 0 (no annotation) is drawn as background.
         generator: on the CPU.
 
     Returns: (B, 1, Z, Y, X) float32 in [0, 1], on the device of the codes.
@@ -66,10 +70,12 @@ def synthesise(
     settings = settings or Synthesis()
     codes = codes_BZYX.long().clamp_min(0)
     seeds = torch.randint(2**62, (len(codes),), generator=generator).tolist()
-    return torch.stack([_one(own, seed, settings) for own, seed in zip(codes, seeds, strict=True)])[:, None]
+    return torch.stack(
+        [_one(own, num_greys, seed, settings) for own, seed in zip(codes, seeds, strict=True)]
+    )[:, None]
 
 
-def _one(codes_ZYX: Tensor, seed: int, settings: Synthesis) -> Tensor:
+def _one(codes_ZYX: Tensor, num_greys: int, seed: int, settings: Synthesis) -> Tensor:
     source, device = torch.Generator().manual_seed(seed), codes_ZYX.device
     grain = torch.Generator(device).manual_seed(seed)
 
@@ -77,25 +83,27 @@ def _one(codes_ZYX: Tensor, seed: int, settings: Synthesis) -> Tensor:
         low, high = limits
         return low + (high - low) * torch.rand(count, generator=source)
 
+    def sent(values: Tensor) -> Tensor:
+        return values.to(device, non_blocking=True)
+
     def noise() -> Tensor:
         return torch.randn(codes_ZYX.shape, generator=grain, device=device)
 
-    count = int(codes_ZYX.max()) + 1
-    grey, spread = uniform(settings.grey, count), uniform(settings.spread, count)
+    grey, spread = uniform(settings.grey, num_greys), uniform(settings.spread, num_greys)
     if float(uniform((0, 1))) < settings.dark_background:
         grey[0] = spread[0] = 0
-    image = grey.to(device)[codes_ZYX] + spread.to(device)[codes_ZYX] * noise()
+    image = sent(grey)[codes_ZYX] + sent(spread)[codes_ZYX] * noise()
     axes = tuple(axis for axis, side in enumerate(image.shape) if side > 1)
     softness = float(uniform(settings.softness_vox))
     if softness > 0:
         image = blur(image, softness, axes=axes)
-    cells = torch.randn((1, 1, *(settings.bias_cells,) * 3), generator=source).to(device)
+    cells = sent(torch.randn((1, 1, *(settings.bias_cells,) * 3), generator=source))
     field = F.interpolate(cells, size=list(image.shape), mode="trilinear", align_corners=True)[0, 0]
-    image = image * (field * uniform((0, settings.bias)).to(device)).exp()
+    image = image * (field * sent(uniform((0, settings.bias)))).exp()
     for axis, resolution in zip(axes, uniform(settings.coarseness, len(axes)).tolist(), strict=True):
         if float(uniform((0, 1))) < 0.5:
             image = coarsen(image, resolution, axes=(axis,))
-    image = image + uniform((0, settings.noise)).to(device) * noise()
+    image = image + sent(uniform((0, settings.noise))) * noise()
     exponent = float(torch.exp(settings.gamma * torch.randn((), generator=source)))
     adjust_gamma(image, exponent)
     low, high = image.aminmax()

@@ -1,5 +1,7 @@
 """A step touches one device: what every method does on a GPU, here on an emulated one."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +28,37 @@ over_methods = pytest.mark.parametrize("name", registry.names())
 PER_UPDATE = "train/update.py"
 """Where the host may wait for the device in a step: at one line, for norm and losses of an update."""
 
+OTHER_SETTINGS = {
+    "two encoder passes per step": ("bijros", {"shared_passes": False, "diffeomorphic": True}),
+    "drawn images": ("bijros", {"synthetic": 1.0, "recompute": True}),
+    "steps apart": ("bijros", {"mode": "alternating", "compat": True}),
+    "adapters": ("imedsam", {"from_nothing": False, "lora_rank": 4, "frequency_hidden": 4, "points": 99}),
+    "released square": (
+        "sdmessenger",
+        {"paste_side": 4, "paste_back": 0.0, "warmup_steps": 0, "warmup": 0.0},
+    ),
+    "class weights": ("sdmessenger", {"class_weights": True, "threshold": 0.5, "memory": "batch"}),
+    "released loss": ("hermes", {"compat": True, "recompute": True}),
+    "one prototype": ("densemp", {"prototypes": "global", "mask_resize": "bilinear", "optimizer": "sgd"}),
+    "all losses": ("supervised", {"batch_dice": True, "balance": 0.3, "optimizer": "sgd"}),
+}
+"""What changes a step: settings beside those of the tiny plan."""
 
-def train_there(name: str, folder: Path, runtime: Runtime) -> Method:
+
+def train_there(name: str, folder: Path, runtime: Runtime, config: Mapping[str, Any] | None = None) -> Method:
     plan = tiny_plan(name, validate_every=3)
+    plan = replace(plan, config={**plan.config, **(config or {})})
     store = tiny_store(plan)
     method, validate = build(plan), make_validator(plan, store, runtime=runtime)
     train(method, plan, store, folder, fold=0, runtime=runtime, validate=validate, workers=0)
     write_support([store[key] for role in ("atlas", "support") for key in store.role(role)], folder)
     return method
+
+
+def assert_waits_once_per_update() -> None:
+    in_steps = {place for place, in_step in waits if in_step}
+    assert len(in_steps) == 1, f"the host waits for the device at {sorted(in_steps)}"
+    assert min(in_steps).startswith(PER_UPDATE)
 
 
 def predict_there(folder: Path, device: str) -> dict[str, Any]:
@@ -66,14 +91,22 @@ def test_training_resuming_and_predicting_on_the_device_give_what_the_host_gives
         train_there(name, there, Runtime(device=DEVICE))
         method = train_there(name, there, Runtime(device=DEVICE))
         assert all(isinstance(tensor, Far) for tensor in method.state_dict().values())
-        in_steps = {place for place, in_step in waits if in_step}
-        assert len(in_steps) == 1 and min(in_steps).startswith(PER_UPDATE), "the host waits for the device"
+        assert_waits_once_per_update()
         found = predict_there(there, "cuda:0")
     weights = [checkpoint.load(folder / "last.pt")["weights"] for folder in (here, there)]
     for key, tensor in weights[0].items():
         assert torch.allclose(tensor, weights[1][key], atol=1e-5, rtol=1e-4), key
     for key, value in predict_there(here, "cpu").items():
         assert np.allclose(value, found[key], atol=1e-4), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", OTHER_SETTINGS)
+def test_other_settings_do_not_make_the_host_wait_either(setting: str, tmp_path: Path) -> None:
+    name, config = OTHER_SETTINGS[setting]
+    with emulated():
+        train_there(name, tmp_path, Runtime(device=DEVICE), config)
+        assert_waits_once_per_update()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+from medplan.methods.imedsam import ImedSam
+
 CONFIG = {
     "points": 0,
     "epochs": 6,
@@ -20,4 +22,4 @@ OVERFIT_DICE = 0.6
 
 
 def adapt_plan(plan: Any) -> Any:
-    return replace(plan, encoder="tiny", patch_size=(1, 32, 32))
+    return ImedSam.settle(replace(plan, encoder="tiny", patch_size=(1, 32, 32)))

@@ -17,7 +17,7 @@ def blocks(shape=(12, 14, 10)):
 
 
 def draw(codes, seed=0, settings=None):
-    return synthesise(codes, generator=torch.Generator().manual_seed(seed), settings=settings)
+    return synthesise(codes, num_greys=4, generator=torch.Generator().manual_seed(seed), settings=settings)
 
 
 def test_without_disturbances_each_class_has_one_grey_and_what_has_no_class_is_black():
