@@ -79,16 +79,17 @@ def check(dataset: Dataset, *, workers: int | None = None) -> tuple[Finding, ...
 
 
 def stray_findings(dataset: Dataset) -> tuple[Finding, ...]:
-    """Return a finding for each label file without an image."""
-    return tuple(
-        Finding(
-            case="",
-            file=path,
-            sentence=f"{path}: there is no image for this label file; add the image or remove the label.",
-            is_error=False,
-        )
-        for path in dataset.stray_labels
-    )
+    """Return a finding for each label file without an image, and each image that is passed over."""
+    findings = []
+    for path in dataset.strays:
+        sentence = f"{path}: there is no image for this label file; add the image or remove the label."
+        if path.parent.name.startswith("images"):
+            sentence = (
+                f"{path}: this image is passed over, since 'file_ending' is '{dataset.file_ending}'; convert "
+                "it to that format."
+            )
+        findings.append(Finding(case="", file=path, sentence=sentence, is_error=False))
+    return tuple(findings)
 
 
 def inspect(case: RawCase, dataset: Dataset) -> tuple[Loaded | None, tuple[Finding, ...]]:

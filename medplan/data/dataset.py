@@ -39,7 +39,7 @@ class Dataset:
         file_ending: of image files.
         cases: training cases, labelled and unlabelled, sorted by id.
         test_cases: of imagesTs, with labels where labelsTs has them, sorted by id.
-        stray_labels: label files that belong to no image.
+        strays: label files that belong to no image, and images of another format than `file_ending`.
         splits: published splits by name, each a map from role to ids of training cases.
     """
 
@@ -50,7 +50,7 @@ class Dataset:
     file_ending: str
     cases: tuple[RawCase, ...]
     test_cases: tuple[RawCase, ...] = ()
-    stray_labels: tuple[Path, ...] = ()
+    strays: tuple[Path, ...] = ()
     splits: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
 
     @property
@@ -89,8 +89,7 @@ def open_dataset(folder: Path) -> Dataset:
     if not description.labels.names and any(case.is_labelled for case in cases):
         raise DataError(
             f"{description.where}: 'labels' declares no class besides the background, but there are label "
-            "files; "
-            'declare their values, as {"background": 0, "liver": 1}.'
+            'files; declare their values, as {"background": 0, "liver": 1}.'
         )
     if not cases:
         raise DataError(f"{folder}: there are no training images; expected files '*{ending}' in imagesTr.")
@@ -103,7 +102,7 @@ def open_dataset(folder: Path) -> Dataset:
         file_ending=ending,
         cases=cases,
         test_cases=test_cases,
-        stray_labels=strays,
+        strays=strays,
         splits=_splits(description, cases, test_cases),
     )
 
@@ -116,6 +115,7 @@ class _Finder:
         self.description = description
         self.ending = ending
         self.where = description.where
+        self.passed_over: list[Path] = []
 
     def training(self) -> tuple[RawCase, ...]:
         if self.description.paths:
@@ -136,10 +136,10 @@ class _Finder:
         return self._sorted(self._in_folder(self.folder / "imagesTs", labels))
 
     def strays(self, cases: Sequence[RawCase]) -> tuple[Path, ...]:
-        """Return files in labelsTr that no case uses."""
+        """Return files in labelsTr that no case uses, and images that are passed over for their format."""
         used = {case.label.resolve() for case in cases if case.label is not None}
         labels = _by_stem(self.folder / "labelsTr").values()
-        return tuple(sorted(path for path in labels if path.resolve() not in used))
+        return (*sorted(path for path in labels if path.resolve() not in used), *self.passed_over)
 
     def _make(self, case_id: str, images: tuple[Path, ...], label: Path | None) -> RawCase:
         return RawCase(
@@ -165,7 +165,9 @@ class _Finder:
         """List the cases of a folder of images named ``CASE_0000``, one file per channel."""
         if not folder.is_dir():
             return []
-        names = [name for name in _visible(folder) if name.lower().endswith(self.ending)]
+        images = [name for name in _visible(folder) if ending_of(name)]
+        names = [name for name in images if ending_of(name) == self.ending]
+        self.passed_over += [folder / name for name in images if name not in names]
         stems = [name[: -len(self.ending)] for name in names]
         channels: dict[str, dict[int, Path]] = {}
         for name, stem in zip(names, stems, strict=True):

@@ -61,7 +61,7 @@ def prepare(
     if grid.align_to is not None and key.split("/", 1)[-1] != grid.align_to:
         pixels, codes, restoration = _aligned(image, codes, dataset_plan, grid, atlas, where)
     else:
-        pixels, codes, restoration = _resampled(image, codes, dataset_plan, grid)
+        pixels, codes, restoration = _resampled(image, codes, dataset_plan, grid, where)
     case = Case(
         key=key,
         pixels=pixels,
@@ -131,7 +131,7 @@ def _check(
 
 
 def _resampled(
-    image: Image, codes: npt.NDArray[np.int16] | None, dataset_plan: DatasetPlan, grid: Grid
+    image: Image, codes: npt.NDArray[np.int16] | None, dataset_plan: DatasetPlan, grid: Grid, where: str
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int16] | None, Restoration]:
     axes, flipped = canonical_axes(image.geometry, grid.orientation, keeps_oblique=grid.keeps_oblique)
     canonical = canonical_geometry(image.geometry, axes=axes, flipped=flipped)
@@ -161,7 +161,11 @@ def _resampled(
     pixels = normalise(restoration.box(image.array), dataset_plan.normalisations)
     pixels = resample_image(pixels, restoration.shape)
     if codes is not None:
-        codes = resample_label(restoration.box(codes), restoration.shape)
+        kept = restoration.box(codes)
+        lost = np.count_nonzero(codes > 0) - np.count_nonzero(kept > 0)
+        if lost:
+            logger.warning("%s: %d labelled voxels are cut away with what is outside the body.", where, lost)
+        codes = resample_label(kept, restoration.shape)
     return pixels, codes, restoration
 
 

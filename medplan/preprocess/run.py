@@ -45,7 +45,8 @@ def preprocess(
     work, since reading, matrix products and compression run outside Python's lock; torch is not needed.
 
     Args:
-        dataset: training cases are preprocessed, and those test cases that a fold of the plan names.
+        dataset: training cases are preprocessed, and those test cases that a fold of the plan names, unless
+            a training case has that name.
         plan: of that dataset.
         folder: made if it is not there.
         workers: cases at a time.
@@ -57,7 +58,8 @@ def preprocess(
     """
     folder.mkdir(parents=True, exist_ok=True)
     named = {case for roles in plan.folds for ids in roles.values() for case in ids}
-    cases = [*dataset.cases, *(case for case in dataset.test_cases if case.id in named)]
+    tested = {case.id: case for case in dataset.test_cases if case.id in named}
+    cases = list((tested | {case.id: case for case in dataset.cases}).values())
     workers = max(1, min(workers, len(cases)))
     atlas = _atlas(dataset, plan, grid, folder) if atlas is None else atlas
     facts = _facts(plan, grid)

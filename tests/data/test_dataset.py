@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+from medplan.data.checks import stray_findings
 from medplan.data.dataset import find_inputs, open_dataset
 from medplan.data.images import read_image
 from medplan.errors import DataError
@@ -45,7 +46,7 @@ def test_cases_without_a_label_are_unlabelled(raw_dataset: Path) -> None:
     assert [case.is_labelled for case in dataset.cases] == [True] * 4 + [False] * 2
     assert [(case.id, case.is_labelled) for case in dataset.test_cases] == [("case06", True)]
     assert dataset.labels.names == ("liver", "spleen") and dataset.labels.values == ((1,), (2,))
-    assert not dataset.is_pictures and dataset.stray_labels == ()
+    assert not dataset.is_pictures and dataset.strays == ()
 
 
 @pytest.mark.parametrize("folder", ["imagesUnlabeled", "imagesUn", "imagesUnlabelled"])
@@ -87,7 +88,7 @@ def test_a_colour_picture_is_one_file(tmp_path: Path) -> None:
         file_ending=".png",
     )
     dataset = open_dataset(root)
-    assert len(dataset.cases[0].images) == 1 and dataset.is_pictures and dataset.stray_labels == ()
+    assert len(dataset.cases[0].images) == 1 and dataset.is_pictures and dataset.strays == ()
 
 
 def test_labels_of_jpegs_may_be_lossless(tmp_path: Path) -> None:
@@ -271,7 +272,15 @@ def test_files_without_a_channel_number_are_refused(tmp_path: Path) -> None:
 
 def test_labels_without_an_image_are_noted(tmp_path: Path) -> None:
     root = make(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "labelsTr/b.nii.gz")
-    assert [path.name for path in open_dataset(root).stray_labels] == ["b.nii.gz"]
+    assert [path.name for path in open_dataset(root).strays] == ["b.nii.gz"]
+
+
+def test_images_of_another_format_are_noted(tmp_path: Path) -> None:
+    root = make(tmp_path, "imagesTr/a_0000.nii.gz", "imagesTr/b_0000.nii", "imagesTr/notes.txt")
+    dataset = open_dataset(root)
+    assert [case.id for case in dataset.cases] == ["a"]
+    (finding,) = stray_findings(dataset)
+    assert "b_0000.nii: this image is passed over" in finding.sentence and not finding.is_error
 
 
 def test_published_splits_are_read_as_far_as_cases_are_for_training(raw_dataset: Path) -> None:

@@ -4,16 +4,19 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from medplan.data.dataset import open_dataset
+from medplan.data.images import Geometry, Image
 from medplan.errors import DataError
 from medplan.plan.schema import Grid
 from medplan.preprocess import run
 from medplan.preprocess.geometry import Restoration
+from medplan.preprocess.prepare import prepare
 from medplan.preprocess.run import preprocess
 from medplan.preprocess.storage import read_record
 from medplan.records import decode
@@ -93,6 +96,27 @@ def test_done_cases_are_left_alone_until_their_files_or_the_plan_change(raw_data
     assert changed() == {"case01", "case03"}
     preprocess(dataset, make_plan(scheme="unit"), GRID, folder, workers=2)
     assert changed() == {path.name.split(".")[0] for path in folder.iterdir()}
+
+
+def test_a_test_case_never_takes_the_place_of_a_training_case(raw_dataset, tmp_path, make_plan):
+    plan = replace(make_plan(), folds=({"labelled": ("case00",)},))
+    preprocess(open_dataset(raw_dataset), plan, GRID, tmp_path / "before", workers=1)
+    for part, ending in (("images", "_0000.nii.gz"), ("labels", ".nii.gz")):
+        (test,) = (raw_dataset / f"{part}Ts").iterdir()
+        test.rename(test.with_name(f"case00{ending}"))
+    preprocess(open_dataset(raw_dataset), plan, GRID, tmp_path / "after", workers=1)
+    assert content(tmp_path / "after") == content(tmp_path / "before")
+
+
+def test_labels_outside_the_body_are_not_cut_away_without_a_word(make_plan, caplog):
+    array = np.full((1, 20, 40, 60), -1000, np.float32)
+    array[:, :, 10:30, 5:30] = 40
+    label = np.zeros(array.shape[1:], np.uint8)
+    label[3:6, 12:20, 8:20] = label[3, 12:14, 57] = 1
+    image = Image(array=array, geometry=Geometry(shape=label.shape, spacing_mm=(2.0, 2.0, 2.0)))
+    with caplog.at_level("WARNING"):
+        prepare(image, replace(make_plan(), modalities=("CT",)), replace(GRID, crop="body"), label=label)
+    assert "2 labelled voxels are cut away" in caplog.text
 
 
 def test_voxels_that_lie_beside_their_header_are_noticed_when_they_change(tmp_path, make_plan):
