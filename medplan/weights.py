@@ -53,7 +53,7 @@ def locate(name: str) -> Path:
 
     Raises: CheckpointError saying where was searched, or that the file is not what its name says.
     """
-    candidates = [Path(name), folder() / name]
+    candidates = [Path(name).expanduser(), folder() / name]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
         raise CheckpointError(

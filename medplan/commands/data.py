@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 __all__ = ["convert", "datasets", "fingerprint"]
 
+MAX_NOTES = 10
+"""That are shown of what is worth knowing about a dataset."""
+
 
 def convert(*, name: str, source: Path, target: Path | None, workspace: Path | None) -> None:
     """Turn a data set as published into a raw dataset."""
@@ -64,6 +67,10 @@ def extract(space: Workspace, name: str, *, workers: int | None) -> "Fingerprint
     facts = extract(dataset, cache=path.with_name("fingerprint_cache.json"), workers=workers)
     write_json(facts, path)
     print(f"Fingerprint: {path}")
+    for note in facts.notes[:MAX_NOTES]:
+        print(f"  {note}")
+    if len(facts.notes) > MAX_NOTES:
+        print(f"  and {len(facts.notes) - MAX_NOTES} more notes in that file")
     return facts
 
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medplan.commands.trained import Trained
+from medplan.commands.trained import Trained, read_plan
 from medplan.errors import MedplanError, UsageError
 from medplan.workspace import Workspace
 
@@ -71,7 +71,8 @@ def report(
     fold_folders = find_folds(source, folds=trained.fold_numbers, checkpoint=trained.checkpoint)
     if input is not None:
         summary = read_summary(input / "summary.json")
-        evaluations = [Evaluation(name=input.name, summary=summary, images=_images(images, summary))]
+        shown = {} if images is None else _images(images, summary, read_plan(source).num_channels)
+        evaluations = [Evaluation(name=input.name, summary=summary, images=shown)]
     else:
         evaluations = [
             evaluation
@@ -108,14 +109,12 @@ def _validation(space: Workspace, folder: Path, checkpoint: str) -> list["Evalua
     return found
 
 
-def _images(folder: Path | None, summary: "Summary") -> dict[str, tuple[Path, ...]]:
+def _images(folder: Path, summary: "Summary", num_channels: int) -> dict[str, tuple[Path, ...]]:
+    """Return the images of the cases of a summary."""
     from medplan.data.inputs import find_inputs
 
-    if folder is None:
-        return {}
     names = {case.id for case in summary.cases}
-    channels = len({path.name.rsplit("_", 1)[-1] for path in folder.glob(f"{min(names)}_*")}) or 1
-    return {case.id: case.images for case in find_inputs(folder, channels) if case.id in names}
+    return {case.id: case.images for case in find_inputs(folder, num_channels) if case.id in names}
 
 
 def _labels(predictions: Path, dataset: str | None, workspace: Path | None) -> "LabelSpace":
