@@ -92,7 +92,7 @@ class Situation:
 
     `encoder_weights` is the weight file that the user named; `without_weights` says that the user asked for
     random weights. `memory_bytes` is what a training step may take, None where that is not yet known. `like`
-    is the plan of the run that training will start from.
+    is the plan of the run that training will start from; `datasets` are the names.
     """
 
     num_datasets: int
@@ -109,6 +109,7 @@ class Situation:
     without_weights: bool = False
     memory_bytes: int | None = None
     like: Plan | None = None
+    datasets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

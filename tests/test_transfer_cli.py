@@ -56,6 +56,15 @@ def test_tasks_begin_as_those_of_the_same_class_elsewhere(space: Path) -> None:
     assert method.state_dict()[key].equal(state["weights"][key])
 
 
+def test_what_the_run_has_not_learnt_is_new(space: Path) -> None:
+    first = space / "results" / "First" / "hermes" / "default"
+    arguments = ["plan", "-d", "First", "Second", "--name", "Both", "-m", "hermes", "--from", str(first)]
+    assert main([*arguments, "--set", "config.transfer=incremental", "--workspace", str(space)]) == 0
+    plan = read_json(Plan, space / "plans" / "Both" / "hermes.json")
+    assert plan.config["new_datasets"] == ["Second"]
+    assert plan.config["tasks"][-2:] == ["Second/liver", "Second/spleen"]
+
+
 def test_a_plan_that_is_not_alike_is_pointed_out(space: Path, caplog: pytest.LogCaptureFixture) -> None:
     from medplan.methods.hermes import Hermes
 

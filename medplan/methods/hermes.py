@@ -106,8 +106,8 @@ class Config:
             tokens of new tasks, those of modalities and the heads; ``incremental`` the tokens of new tasks
             alone, so that other datasets are answered exactly as before. Source: ours, the protocol is not
             published.
-        new_datasets: with ``priors`` and ``incremental`` those that the other run has not learnt, the only
-            ones that are drawn from; empty for all of the plan.
+        new_datasets: those that the other run has not learnt, which ``plan --from`` fills in: with ``priors``
+            and ``incremental`` the only ones that are drawn from; empty for all of the plan.
         modality_weight: of the modality loss.
         hide_modality: share of the images shown as of unknown modality. Released: 0.
         eps: of LAMB.
@@ -140,8 +140,6 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < 1 or not 0 <= self.ema < 1 or not 0 <= self.hide_modality <= 1:
             raise ValueError("'warmup', 'ema' and 'hide_modality' are parts of 1")
-        if self.new_datasets and self.transfer == "full":
-            raise ValueError("'new_datasets' are told apart with 'transfer' priors or incremental only")
 
 
 class Hermes(Method):
@@ -173,7 +171,10 @@ class Hermes(Method):
             reasons["grid.spacing_mm"] = "1.5 mm for all datasets, as released"
             reasons["batch_size"] = "a step should see several datasets; released: 16 on 8 GPUs"
         if situation.like is not None:
-            config = {key: situation.like.config[key] for key in (*SMALL, "modality_tokens")}
+            learnt = {dataset.name for dataset in situation.like.datasets}
+            new = [name for name in situation.datasets if name not in learnt]
+            sizes = {key: situation.like.config[key] for key in (*SMALL, "modality_tokens")}
+            config = {**sizes, "new_datasets": new}
             reasons["config.channels"] = "the network of the run that training starts from"
         if is_small:
             why = "where memory is for small networks"

@@ -54,7 +54,6 @@ def situation(fingerprints: Sequence["Fingerprint"], overrides: Overrides | None
         if overrides.labelled is None and not overrides.labelled_cases:
             counts["labelled"] += len(folds[0].get("validation", ()))
         counts["unlabelled"] += len(folds[0].get("unlabelled", ()))
-    grid = Grid(spacing_mm=None, crop="none")
     return Situation(
         num_datasets=len(facts),
         num_labelled=counts["labelled"],
@@ -66,12 +65,13 @@ def situation(fingerprints: Sequence["Fingerprint"], overrides: Overrides | None
         modalities=tuple(sorted({modality for each in facts for modality in each.modalities})),
         is_picture=read.is_picture(facts),
         spacing_mm=read.median_spacing_mm(facts),
-        median_shape=read.median_shape(read.grid_shapes(facts, grid)),
+        median_shape=read.median_shape(read.grid_shapes(facts, Grid(spacing_mm=None, crop="none"))),
         has_novel_classes=bool(overrides.novel or read.novel_classes(facts)),
         encoder_weights=_weights(overrides),
         without_weights=overrides.value("encoder_weights", "encoder_weights") is not None
         and _weights(overrides) is None,
         like=overrides.like,
+        datasets=tuple(each.name for each in facts),
     )
 
 

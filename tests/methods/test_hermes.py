@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medplan.data.labels import LabelSpace
-from medplan.errors import CheckpointError, MethodError, PlanError
+from medplan.errors import CheckpointError, MethodError
 from medplan.method import Progress, Situation
 from medplan.methods.hermes import METHOD
 from medplan.plan.schema import Plan
@@ -217,11 +217,6 @@ def test_padding_is_cut_off_in_steps_of_one_patch_and_in_predictions_alike():
     assert (logits[0, 1][middle] != 0).any()
 
 
-def test_new_datasets_are_told_apart_only_where_that_changes_what_learns():
-    with pytest.raises(PlanError, match="new_datasets"):
-        make_plan(new_datasets=["Second"])
-
-
 def test_a_run_of_another_shape_or_method_is_refused(tmp_path):
     plan, method = trained(tmp_path)
     other = build(make_plan(channels=[4, 8, 12, 8]))
@@ -262,10 +257,11 @@ def test_it_is_proposed_first_for_several_datasets_and_not_for_pictures():
 def test_a_plan_for_transfer_has_the_network_of_the_run_whatever_the_memory():
     like = make_plan(channels=[4, 8, 12, 8])
     common = {"num_labelled": 9, "num_unlabelled": 0, "num_classes": 4, "domains": (), "modalities": ("CT",),
-              "spacing_mm": (1.5, 1.5, 1.5), "median_shape": (64, 64, 64), "num_datasets": 1,
-              "is_picture": False}  # fmt: skip
+              "spacing_mm": (1.5, 1.5, 1.5), "median_shape": (64, 64, 64), "num_datasets": 2,
+              "is_picture": False, "datasets": ("Phantom", "LGE")}  # fmt: skip
     for memory in (None, 2**30, 2**35):
         config = METHOD.propose(Situation(memory_bytes=memory, like=like, **common)).config
+        assert config.pop("new_datasets") == ["LGE"]
         assert config == {key: like.config[key] for key in config} and config["channels"] == [4, 8, 12, 8]
 
 
