@@ -22,7 +22,7 @@ def convert(*, name: str, source: Path, target: Path | None, workspace: Path | N
 
     converter = find(name)
     if not source.is_dir():
-        raise UsageError(f"The source '{source}' is not a folder.")
+        raise UsageError(f"--source: '{source}' is not a folder; name that of the downloaded data set.")
     folder = target or Workspace.open(workspace).raw_data / converter.CARD.name
     converter.convert(source, folder)
     print(f"Raw dataset: {folder}")

@@ -1,9 +1,11 @@
 """The part of a plan that belongs to one dataset: roles of cases, normalisation, share of the samples."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
+from medplan.data.labels import LabelSpace
 from medplan.errors import MethodError, PlanError, did_you_mean
 from medplan.plan import summary as read
 from medplan.plan.folds import assign_roles
@@ -39,63 +41,85 @@ def plan_datasets(
         or no dataset has a class that is said to be novel.
     """
     facts = [each for each in fingerprints if each.name not in overrides.pretrain_on]
+    others = [each for each in fingerprints if each.name in overrides.pretrain_on]
     _check_channels(facts)
     _check_cases(facts, overrides)
-    _check_novel(facts, overrides.novel)
-    weights = [
-        sqrt(max(1, sum(c.is_labelled for c in each.cases)) * len(each.labels.names)) for each in facts
-    ]
-    planned: list[DatasetPlan] = []
-    for number, each in enumerate([*facts, *(each for each in fingerprints if each not in facts)]):
-        prefix = f"datasets.{number}"
-        share = 1.0
-        if each in facts:
-            wanted = (*needs.roles, *needs.optional_roles)
-            folds, why = fold_roles(each, overrides, needs=wanted, several=len(facts) > 1)
-            novel = tuple(name for name in each.labels.names if name in overrides.novel)
-            if novel:
-                why["novel"] = "kept out of learning by the user (--novel)"
-            share = round(weights[number] / sum(weights), 4)
-        else:
-            novel = ()
-            folds = ({"pretrain": tuple(sorted(case.id for case in each.cases))},)
-            why = {"folds": "images for the first phases only (--pretrain-on)"}
-        if len(facts) > 1 and each in facts:
+    _check_novel(facts, overrides)
+    several = len(facts) > 1
+    planned = [_learned(needs, each, overrides, extra or {}, several=several) for each in facts]
+    planned += [_for_pretraining(needs, each) for each in others]
+    if several:
+        weights = [
+            sqrt(max(1, sum(case.is_labelled for case in each.cases)) * len(each.labels.names))
+            for each in facts
+        ]
+        for number, weight in enumerate(weights):
+            dataset, why = planned[number]
             why["share"] = (
                 "proportional to the root of labelled cases x classes: large sets do not drown small ones"
             )
-        normalisations = []
-        for channel in range(len(each.channels)):
-            scheme, why[f"normalisations.{channel}"] = _normalisation(needs, each, channel)
-            normalisations.append(scheme)
-        labels = each.labels
-        if overrides.label_groups is not None and each in facts:
-            labels = group_labels(labels, overrides.label_groups, where=each.name)
-            why["labels"] = (
-                f"{len(labels.names)} groups of the dataset's {len(each.labels.names)} classes, everything "
-                "else is background (--label-groups)"
-            )
-        reasons.update({f"{prefix}.{key}": text for key, text in why.items()})
-        planned.append(
-            DatasetPlan(
-                name=each.name,
-                channels=each.channels,
-                modalities=each.modalities,
-                labels=labels,
-                normalisations=tuple(normalisations),
-                folds=folds,
-                domains={case.id: case.domain for case in each.cases if case.domain is not None},
-                file_ending=each.file_ending,
-                share=share,
-                novel=novel,
-                extra=decode(
-                    dict[str, dict[str, Any]], encode(extra or {}) if each in facts else {}, where=each.name
-                ),
-                median_spacing_mm=each.median_spacing_mm,
-            )
+            planned[number] = replace(dataset, share=round(weight / sum(weights), 4)), why
+    for number, (_, why) in enumerate(planned):
+        reasons.update({f"datasets.{number}.{key}": text for key, text in why.items()})
+    datasets = tuple(dataset for dataset, _ in planned)
+    _check_roles(method, needs, datasets)
+    return datasets
+
+
+def _learned(
+    needs: "Needs",
+    facts: "Fingerprint",
+    overrides: Overrides,
+    extra: Mapping[str, Mapping[str, Any]],
+    *,
+    several: bool,
+) -> tuple[DatasetPlan, dict[str, str]]:
+    """Plan a dataset whose classes are learned, and give the reasons by key."""
+    wanted = (*needs.roles, *needs.optional_roles)
+    folds, why = fold_roles(facts, overrides, needs=wanted, several=several)
+    labels = _labels(facts, overrides)
+    if overrides.label_groups is not None:
+        why["labels"] = (
+            f"{len(labels.names)} groups of the dataset's {len(facts.labels.names)} classes, everything "
+            "else is background (--label-groups)"
         )
-    _check_roles(method, needs, planned)
-    return tuple(planned)
+    novel = tuple(name for name in labels.names if name in overrides.novel)
+    if novel:
+        why["novel"] = "kept out of learning by the user (--novel)"
+    dataset = replace(
+        _described(needs, facts, why),
+        labels=labels,
+        folds=folds,
+        novel=novel,
+        extra=decode(dict[str, dict[str, Any]], encode(extra), where=facts.name),
+    )
+    return dataset, why
+
+
+def _for_pretraining(needs: "Needs", facts: "Fingerprint") -> tuple[DatasetPlan, dict[str, str]]:
+    """Plan a dataset whose images serve the first phases only, and give the reasons by key."""
+    why = {"folds": "images for the first phases only (--pretrain-on)"}
+    everyone = tuple(sorted(case.id for case in facts.cases))
+    return replace(_described(needs, facts, why), folds=({"pretrain": everyone},)), why
+
+
+def _described(needs: "Needs", facts: "Fingerprint", why: dict[str, str]) -> DatasetPlan:
+    """Return what a plan says of any dataset, without folds; add to the reasons."""
+    normalisations = []
+    for channel in range(len(facts.channels)):
+        scheme, why[f"normalisations.{channel}"] = _normalisation(needs, facts, channel)
+        normalisations.append(scheme)
+    return DatasetPlan(
+        name=facts.name,
+        channels=facts.channels,
+        modalities=facts.modalities,
+        labels=facts.labels,
+        normalisations=tuple(normalisations),
+        folds=(),
+        domains={case.id: case.domain for case in facts.cases if case.domain is not None},
+        file_ending=facts.file_ending,
+        median_spacing_mm=facts.median_spacing_mm,
+    )
 
 
 def fold_roles(
@@ -116,11 +140,8 @@ def fold_roles(
             )
         named = "none"
     published, said = choose_split(facts.splits, named, where=facts.name)
-    labels = facts.labels
-    if overrides.label_groups is not None:
-        labels = group_labels(labels, overrides.label_groups, where=facts.name)
     folds, reasons = assign_roles(
-        read.entries(facts, labels, domain=facts.name if several else None),
+        read.entries(facts, _labels(facts, overrides), domain=facts.name if several else None),
         needs=needs,
         labelled=overrides.labelled,
         labelled_cases=[case for case in overrides.labelled_cases if not several or case in ids],
@@ -134,6 +155,13 @@ def fold_roles(
     )
     reasons["folds"] = said if published is not None else reasons["folds"] + said
     return folds, reasons
+
+
+def _labels(facts: "Fingerprint", overrides: Overrides) -> LabelSpace:
+    """Return the classes of a dataset, in the groups that the user asks for."""
+    if overrides.label_groups is None:
+        return facts.labels
+    return group_labels(facts.labels, overrides.label_groups, where=facts.name)
 
 
 def _normalisation(needs: "Needs", facts: "Fingerprint", channel: int) -> tuple[Normalisation, str]:
@@ -159,9 +187,9 @@ def _check_channels(fingerprints: Sequence["Fingerprint"]) -> None:
         raise PlanError(f"datasets that are learned together need equally many channels; {listed}.")
 
 
-def _check_novel(facts: Sequence["Fingerprint"], novel: Sequence[str]) -> None:
-    known = sorted({name for each in facts for name in each.labels.names})
-    for name in novel:
+def _check_novel(facts: Sequence["Fingerprint"], overrides: Overrides) -> None:
+    known = sorted({name for each in facts for name in _labels(each, overrides).names})
+    for name in overrides.novel:
         if name not in known:
             raise PlanError(
                 f"there is no class '{name}'{did_you_mean(name, known)} (--novel); the classes are "

@@ -57,7 +57,8 @@ def recommend(
             except (MethodError, PlanError) as error:
                 if len(methods) == 1:
                     raise
-                row = Row(method=name, fits=False, score=0, reason=str(error))
+                reason = str(error).removeprefix(f"{name}: ").removesuffix(".")
+                row = Row(method=name, fits=False, score=0, reason=reason)
             else:
                 row = Row(
                     method=name,

@@ -40,7 +40,7 @@ def align(
     """
     if image.geometry.spacing_mm is None:
         raise DataError(
-            f"{where} has no spacing, so it cannot be aligned to an atlas; plan without 'align_to'."
+            f"{where} has no spacing, so it cannot be aligned to an atlas; plan with '--no-align'."
         )
     target = _sitk(atlas.volume, atlas.geometry)
     transform = register(target, _sitk(image.array[0], image.geometry), where=where)
@@ -95,7 +95,7 @@ def register(fixed: Any, moving: Any, *, where: str) -> Any:
         reason = str(error).strip().splitlines()[-1]
         raise DataError(
             f"{where} could not be aligned to the atlas ({reason}); is it of the same body part? "
-            "Take it out of the dataset, or plan without 'align_to'."
+            "List it under 'exclude' in dataset.json, or plan with '--no-align'."
         ) from None
 
 

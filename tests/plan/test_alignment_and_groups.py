@@ -55,6 +55,15 @@ def test_the_user_may_align_or_not(plan: Make, fingerprint: Make) -> None:
         plan(fingerprint(), needs={"roles": ("labelled",)}, align=True)
 
 
+def test_a_group_may_be_novel_and_a_class_that_is_grouped_away_may_not(plan: Make, fingerprint: Make) -> None:
+    needs = {"new_classes": True}
+    groups = {"first": (1,), "second": (2,)}
+    made = plan(fingerprint(), needs=needs, label_groups=groups, novel=("second",))
+    assert made.datasets[0].novel == ("second",)
+    with pytest.raises(PlanError, match="no class 'tumour'.*the classes are first, second"):
+        plan(fingerprint(), needs=needs, label_groups=groups, novel=("tumour",))
+
+
 def test_groups_become_the_classes_and_everything_else_background(plan: Make, fingerprint: Make) -> None:
     made = plan(fingerprint(), label_groups={"both": (1, 2, 99)})
     assert made.datasets[0].labels.names == ("both",)
