@@ -60,7 +60,7 @@ def test_a_group_may_be_novel_and_a_class_that_is_grouped_away_may_not(plan: Mak
     groups = {"first": (1,), "second": (2,)}
     made = plan(fingerprint(), needs=needs, label_groups=groups, novel=("second",))
     assert made.datasets[0].novel == ("second",)
-    with pytest.raises(PlanError, match="no class 'tumour'.*the classes are first, second"):
+    with pytest.raises(PlanError, match=r"no class 'tumour'.*the classes are first, second"):
         plan(fingerprint(), needs=needs, label_groups=groups, novel=("tumour",))
 
 
