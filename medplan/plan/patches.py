@@ -1,9 +1,9 @@
 """The largest patch and batch whose training step fits the memory."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cache
 
 from medplan.errors import PlanError
 from medplan.plan.memory import Footprint
@@ -121,31 +121,15 @@ def fit(
     Raises: PlanError if even the smallest patch does not fit.
     """
     plans = tuple(candidates)
-    dims: Literal[2, 3] = plans[0].dims
-    tried: dict[tuple[Voxels, int], Footprint] = {}
+    dims = plans[0].dims
 
+    @cache
     def take(number: int, batch: int) -> Footprint:
-        key = (plans[number].patch_size, batch)
-        if key not in tried:
-            tried[key] = measure(_with_batch(plans[number], batch))
-        return tried[key]
-
-    def largest(batch: int) -> int | None:
-        """Search between what fits and what does not, guessing that memory grows with the voxels."""
-        low, high = -1, len(plans)
-        number = 0
-        while high - low > 1:
-            taken = take(number, batch)
-            low, high = (low, number) if taken.total <= target_bytes else (number, high)
-            room = math.prod(plans[number].patch_size) * target_bytes / taken.total
-            guess = next(
-                (n for n, plan in enumerate(plans) if math.prod(plan.patch_size) <= room), len(plans)
-            )
-            number = min(max(guess, low + 1), high - 1)
-        return high if high < len(plans) else None
+        return measure(_with_batch(plans[number], batch))
 
     wanted = [batch_size] if batch_size is not None else sorted({SMALLEST_BATCH[dims], 2}, reverse=True)
-    found = 0 if fixed_patch else next((n for n in map(largest, wanted) if n is not None), None)
+    tried = (_first_that_fits(plans, take, batch, target_bytes) for batch in wanted)
+    found = 0 if fixed_patch else next((number for number in tried if number is not None), None)
     if found is None:
         least = take(len(plans) - 1, wanted[-1]).total
         raise PlanError(
@@ -159,25 +143,50 @@ def fit(
     if found == 0:
         patch_reason = f"the whole median image fits {target}"
     if batch_size is not None:
-        chosen = _with_batch(plans[found], batch_size)
-        footprint = take(found, batch_size)
-        return Fit(plan=chosen, footprint=footprint, patch_reason=patch_reason, batch_reason="")
-    one, two = take(found, 1).total, take(found, 2).total
-    room = 1 + max(0, target_bytes - one) // max(1, two - one)
-    limit = max(2, round(LARGEST_SHARE * dataset_voxels / math.prod(plans[found].patch_size)))
-    batch = max(2, min(room, limit))
-    reason = (
-        f"as many as fit {target}" if room <= limit else "5 % of the dataset's voxels, more would repeat it"
-    )
-    if batch == 2:
-        why = f"no more fit {target}" if room <= 2 else "more would repeat so small a dataset"
-        reason = f"the smallest batch; {why}"
+        batch, batch_reason = batch_size, ""
+    else:
+        one, two = take(found, 1).total, take(found, 2).total
+        room = 1 + max(0, target_bytes - one) // max(1, two - one)
+        batch, batch_reason = _choose_batch(room, dataset_voxels / math.prod(plans[found].patch_size), target)
     return Fit(
         plan=_with_batch(plans[found], batch),
         footprint=take(found, batch),
         patch_reason=patch_reason,
-        batch_reason=reason,
+        batch_reason=batch_reason,
     )
+
+
+def _first_that_fits(
+    plans: Sequence[Plan], take: Callable[[int, int], Footprint], batch: int, target_bytes: int
+) -> int | None:
+    """Return the number of the first plan that fits, or None; memory is guessed to grow with the voxels."""
+    low, high = -1, len(plans)
+    number = 0
+    while high - low > 1:
+        total = take(number, batch).total
+        low, high = (low, number) if total <= target_bytes else (number, high)
+        room = math.prod(plans[number].patch_size) * target_bytes / total
+        guess = next((n for n, plan in enumerate(plans) if math.prod(plan.patch_size) <= room), len(plans))
+        number = min(max(guess, low + 1), high - 1)
+    return high if high < len(plans) else None
+
+
+def _choose_batch(room: int, num_patches: float, target: str) -> tuple[int, str]:
+    """Return the batch size and the reason.
+
+    Args:
+        room: patches that fit the memory.
+        num_patches: patches in the dataset's voxels.
+        target: of the memory, in words.
+    """
+    limit = max(2, round(LARGEST_SHARE * num_patches))
+    batch = max(2, min(room, limit))
+    if batch == 2:
+        why = f"no more fit {target}" if room <= 2 else "more would repeat so small a dataset"
+        return batch, f"the smallest batch; {why}"
+    if room <= limit:
+        return batch, f"as many as fit {target}"
+    return batch, "5 % of the dataset's voxels, more would repeat it"
 
 
 def _with_batch(plan: Plan, batch: int) -> Plan:
