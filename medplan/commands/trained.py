@@ -19,7 +19,8 @@ class Trained:
     """The flags that choose a trained model.
 
     Attributes:
-        model: run folder or exported zip; without it the last finished run that the next three match.
+        model: run folder or exported zip; without it the last run that the next three match, one that is
+            finished before one that is being trained.
         dataset, method, run: what it was trained on, how, and under which name.
         folds: None takes all that are there.
         checkpoint: the weights that validation chose, or the last.
@@ -46,12 +47,20 @@ class Trained:
         wanted = (self.dataset and space.plan_name(self.dataset), self.method, self.run)
         pattern = "/".join(part or "*" for part in wanted)
         results = space.root / "results"
-        finished = sorted(results.glob(f"{pattern}/fold_*/best.pt"), key=lambda path: path.stat().st_mtime)
-        if finished:
-            return finished[-1].parents[1]
+        found = list(results.glob(f"{pattern}/fold_*/best.pt"))
+        if found:
+            return max(found, key=lambda path: (_is_finished(path.parent), path.stat().st_mtime)).parents[1]
         others = sorted({str(path.parents[1]) for path in results.glob("*/*/*/fold_*/best.pt")})
         listed = f"There are: {', '.join(others)}" if others else "Nothing is trained there yet"
         raise UsageError(f"There is no trained model 'results/{pattern}' in {space.root}. {listed}.")
+
+
+def _is_finished(fold: Path) -> bool:
+    """Whether a fold is not being trained, as far as its record says."""
+    from medplan.train.run_folder import read_record
+
+    record = read_record(fold)
+    return record is None or record.status != "running"
 
 
 def read_fold(text: str) -> "Fold":
