@@ -15,7 +15,19 @@ import numpy.typing as npt
 
 from medplan.errors import DataError
 
-__all__ = ["Volume", "affine_of", "read_h5", "read_itk", "read_nifti", "read_series", "save", "shape_of"]
+__all__ = [
+    "Volume",
+    "affine_of",
+    "grid_of",
+    "on_grid",
+    "read_h5",
+    "read_itk",
+    "read_nifti",
+    "read_series",
+    "save",
+    "segment_names",
+    "shape_of",
+]
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -66,6 +78,79 @@ def shape_of(path: Path) -> tuple[int, ...]:
         return tuple(int(size) for size in nibabel.load(path).shape)
     except (ImageFileError, EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as an image ({error}); fetch the file again.") from None
+
+
+def grid_of(path: Path) -> tuple[tuple[int, ...], npt.NDArray[np.float64]]:
+    """Return shape and affine of a volume file. Raises: DataError if it cannot be read."""
+    import nibabel
+
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        volume = read_itk(path)
+        return volume.voxels.shape, volume.affine
+    shape = shape_of(path)
+    return shape, np.asarray(nibabel.load(path).affine, dtype=np.float64)
+
+
+def on_grid(label: Volume, shape: Sequence[int], affine: npt.NDArray[np.float64]) -> Volume:
+    """Return a label that was cropped, padded or mirrored on the grid it was drawn on; no value is resampled.
+
+    Args:
+        label: voxels (X, Y, Z).
+        shape, affine: the grid to put it on, (X, Y, Z) and voxel index to RAS millimetres.
+
+    Returns: the same voxels on that grid, 0 where the label does not reach.
+    Raises: ValueError in words if the grids do not share their voxels, or some of the label is outside.
+    """
+    shape = tuple(shape[:3])
+    step = np.linalg.inv(affine) @ label.affine
+    turn = np.rint(step[:3, :3])
+    is_turn = (np.abs(turn).sum(axis=0) == 1).all() and (np.abs(turn).sum(axis=1) == 1).all()
+    longest = max(*label.voxels.shape, *shape)
+    if label.voxels.ndim != 3 or not is_turn or np.abs(step[:3, :3] - turn).max() * longest > 0.5:
+        raise ValueError(f"its grid is not that of the scan, {_grid_in_words(label)} against {shape} voxels")
+    voxels = label.voxels.transpose(np.abs(turn).argmax(axis=1))
+    signs = turn.sum(axis=1)
+    voxels = voxels[tuple(slice(None, None, int(sign)) for sign in signs)]
+    # where the first voxel of the turned label lies: a mirrored axis begins with the label's last voxel
+    corner = np.where(turn.T < 0, np.array(label.voxels.shape)[:, None] - 1, 0).sum(axis=1)
+    start = step[:3, :3] @ corner + step[:3, 3]
+    offset = np.rint(start).astype(int)
+    if np.abs(start - offset).max() > 0.25:
+        raise ValueError(
+            f"it lies between the voxels of the scan, {np.abs(start - offset).max():.2f} voxels off"
+        )
+    result = np.zeros(shape, dtype=voxels.dtype)
+    low, high = np.maximum(offset, 0), np.minimum(offset + voxels.shape, shape)
+    if (low >= high).any():
+        raise ValueError("it lies outside of the scan")
+    inner = tuple(slice(a, b) for a, b in zip(low - offset, high - offset, strict=True))
+    result[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = voxels[inner]
+    if np.count_nonzero(result) < np.count_nonzero(voxels):
+        raise ValueError("a part of it lies outside of the scan")
+    return Volume(voxels=result, affine=affine)
+
+
+def _grid_in_words(volume: Volume) -> str:
+    spacing = ", ".join(f"{value:.3g}" for value in np.linalg.norm(volume.affine[:3, :3], axis=0))
+    return f"{volume.voxels.shape} voxels of {spacing} mm"
+
+
+def segment_names(path: Path) -> dict[int, str]:
+    """Return the names of label values that 3D Slicer wrote into a .seg.nrrd file, else nothing."""
+    if not path.name.lower().endswith(".nrrd"):
+        return {}
+    import SimpleITK
+
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    keys = [key for key in reader.GetMetaDataKeys() if key.endswith("_LabelValue")]
+    stems = {key: key.removesuffix("_LabelValue") + "_Name" for key in keys}
+    return {
+        int(reader.GetMetaData(key)): reader.GetMetaData(name)
+        for key, name in stems.items()
+        if reader.HasMetaDataKey(name) and reader.GetMetaData(key).isdigit()
+    }
 
 
 def read_itk(path: Path) -> Volume:

@@ -55,6 +55,7 @@ class Case:
         domain: scanner, sequence, centre or vendor, where the dataset has several.
         patient: cases of one patient never fall on both sides of a split.
         is_test: part of the official test set.
+        is_open: a label may still join it, so that the image lies in imagesTr even while it has none.
     """
 
     id: str
@@ -64,6 +65,7 @@ class Case:
     domain: str | None = None
     patient: str | None = None
     is_test: bool = False
+    is_open: bool = False
 
 
 def write_dataset(
@@ -132,7 +134,7 @@ def _tidy(target: Path) -> None:
 
 def _files(case: Case, ending: str) -> tuple[tuple[str, ...], str | None]:
     """Return where the images and the label of a case belong, relative to the target."""
-    part = "Ts" if case.is_test else "Tr" if case.label is not None else "Unlabeled"
+    part = "Ts" if case.is_test else "Tr" if case.label is not None or case.is_open else "Unlabeled"
     images = tuple(f"images{part}/{case.id}_{channel:04d}{ending}" for channel in range(len(case.images)))
     return images, f"labels{part}/{case.id}{ending}" if case.label is not None else None
 

@@ -48,6 +48,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Tree], ...]] = {
     "ppmi": (trees.freesurfer,),
     "radiology": (picture_trees.radiology,),
     "roco": (picture_trees.roco,),
+    "scans": (trees.scans,),
     "scgm": (trees.scgm,),
     "segthor": (trees.segthor,),
     "structseg_head": (trees.structseg_head,),

@@ -48,6 +48,7 @@ class Expected:
     domain: str | None = None
     patient: str | None = None
     is_test: bool = False
+    is_open: bool = False
 
 
 Tree = dict[str, Expected]
@@ -109,6 +110,7 @@ def plain_pairs(
     domain: Callable[[str], str | None] = lambda _: None,
     patient: Callable[[str], str | None] = lambda _: None,
     is_test: bool = False,
+    is_open: bool = False,
     seed: int = 0,
     dtype: str = "uint8",
 ) -> Tree:
@@ -125,7 +127,7 @@ def plain_pairs(
             raw = blobs(number, values, dtype=dtype)
             nifti(root / label.replace("{}", name), raw, affine)
             labels = renumbered(raw, renumber) if renumber else raw
-        tree[ids(name)] = Expected((voxels,), labels, affine, domain(name), patient(name), is_test)
+        tree[ids(name)] = Expected((voxels,), labels, affine, domain(name), patient(name), is_test, is_open)
     return tree
 
 

@@ -40,7 +40,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def places(case: Expected, name: str, ending: str) -> tuple[list[str], str | None]:
-    part = "Ts" if case.is_test else "Unlabeled" if case.label is None else "Tr"
+    part = "Ts" if case.is_test else "Tr" if case.is_open or case.label is not None else "Unlabeled"
     images = [f"images{part}/{name}_{channel:04d}{ending}" for channel in range(len(case.images))]
     return images, None if case.label is None else f"labels{part}/{name}{ending}"
 

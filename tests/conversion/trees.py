@@ -316,6 +316,11 @@ def oasis_neurite(root: Path) -> Tree:
     return tree | plain_pairs(root, ["OASIS_OAS1_0003_MR1"], image, None, [], seed=3, **own)
 
 
+def scans(root: Path) -> Tree:
+    tree = plain_pairs(root, ["a_1"], "{}.nii.gz", "{}_seg.nii.gz", [1, 2], is_open=True)
+    return tree | plain_pairs(root, ["b_2"], "{}.nii", None, [], is_open=True, seed=1)
+
+
 def scgm(root: Path) -> Tree:
     """Four raters who agree, disagree two to two, and agree three to one."""
     tree: Tree = {}
