@@ -25,13 +25,14 @@ from torch import Tensor
 
 from medplan.data.labels import LabelSpace
 from medplan.learning.registration import agreement
+from medplan.machine import tune_allocator
 from medplan.method import Phase, Progress
 from medplan.methods.bijros import BiJROS
 from medplan.networks.hypergradient import hypergradient_factor
 from medplan.networks.warp import warp
-from medplan.plan.memory import measure
+from medplan.plan import memory
 from medplan.plan.schema import DatasetPlan, Grid, Normalisation, Plan, Training
-from medplan.runtime import Runtime, tune_allocator
+from medplan.runtime import Runtime
 from medplan.train.update import GradientUpdate
 
 AT = Progress(phase="bilevel", step=0, num_steps=10)
@@ -104,7 +105,7 @@ def measure(way: str, side: int, *, bf16: bool) -> None:
                 method.training_step(batch, update, AT)
         seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    predicted = measure(BiJROS, plan_of(side, way)).total / 2**30
+    predicted = memory.measure(BiJROS, plan_of(side, way)).total / 2**30
     step, process = (peak - before) / 2**20, peak / 2**20
     print(f"{way:10} {side:5} {seconds:9.1f} {step:11.2f} {process:10.2f} {predicted:10.2f}")
 

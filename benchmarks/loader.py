@@ -90,8 +90,8 @@ def per_second(folder: Path, patch: tuple[int, ...], seconds: float) -> float:
     import numpy as np
     import torch
 
+    from medplan.machine import tune_allocator
     from medplan.method import Phase
-    from medplan.runtime import tune_allocator
     from medplan.samples.augment import Augmentation
     from medplan.samples.cases import Case
     from medplan.samples.sampling import Labelled

@@ -31,9 +31,10 @@ from measurement import Run, measure, write_record
 from torch import Tensor, nn
 
 from medplan.data.labels import LabelSpace
+from medplan.machine import tune_allocator
 from medplan.method import Batch, Method, Needs, Phase, Predictor, Progress, Proposal, Situation, Update
 from medplan.plan.schema import DatasetPlan, Grid, Normalisation, Plan, Training
-from medplan.runtime import Runtime, tune_allocator
+from medplan.runtime import Runtime
 from medplan.samples.cases import Case
 from medplan.samples.sampling import Labelled
 from medplan.train.loop import train

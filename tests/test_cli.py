@@ -99,6 +99,23 @@ def test_planning_notices_cases_that_came_since_the_fingerprint(tmp_path: Path) 
     assert made["datasets"][0]["folds"][0]["unlabelled"] == ["case99"]
 
 
+def test_no_more_cases_are_prepared_at_a_time_than_fit_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_raw_dataset(tmp_path / "raw_data" / "Phantom", num_labelled=3)
+    space = ["-d", "Phantom", "-m", "supervised", "--workspace", str(tmp_path)]
+    assert main(["plan", *space, "--gpu-memory", "1", "--spacing", "3"]) == 0
+    asked: list[int] = []
+    monkeypatch.setattr("medplan.preprocess.run.preprocess", lambda *_, workers, **__: asked.append(workers))
+    monkeypatch.setattr("medplan.machine.cores", lambda: 8)
+    for free in (2**40, 3 * 20 * 28 * 24 * 8, 1, None):
+        monkeypatch.setattr("medplan.machine.host_memory", lambda free=free: free)
+        assert main(["preprocess", *space]) == 0
+    assert main(["preprocess", *space, "--workers", "5"]) == 0
+    few = asked.pop(1)
+    assert 1 <= few <= 3 and asked == [8, 1, 8, 5]
+
+
 def test_flags_are_accepted_with_one_dash_and_underscores() -> None:
     from medplan.cli import _canonical
 

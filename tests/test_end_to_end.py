@@ -125,13 +125,13 @@ def test_minutes_are_timed_once_and_kept_when_it_goes_on(
 def test_a_training_that_the_system_would_kill_is_refused(
     space: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("medplan.runtime.host_memory", lambda: 10**8)
+    monkeypatch.setattr("medplan.machine.host_memory", lambda: 10**8)
     train = ["train", "-d", "Phantom", "-m", "supervised", "--run", "large", "--device", "cpu"]
     assert main([str(word) for word in (*train, "--workspace", space)]) == 2
     assert "but 0.1 GB of this machine's memory are free" in capsys.readouterr().err
     assert not (space / "results" / "Phantom" / "supervised" / "large").exists()
     # The plan fits, but not with so large a batch.
-    monkeypatch.setattr("medplan.runtime.host_memory", lambda: 2**30)
+    monkeypatch.setattr("medplan.machine.host_memory", lambda: 2**30)
     train += ["--batch-size", "9999"]
     assert main([str(word) for word in (*train, "--workspace", space)]) == 2
     assert "but 1.0 GB of this machine's memory are free" in capsys.readouterr().err

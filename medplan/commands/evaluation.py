@@ -1,11 +1,11 @@
 """Verbs about scores: evaluate, report."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medplan.commands.trained import Trained, read_plan
 from medplan.errors import MedplanError, UsageError
+from medplan.machine import cores
 from medplan.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def evaluate(
         reference,
         _labels(input, dataset, workspace),
         output=output,
-        workers=workers or os.cpu_count() or 1,
+        workers=workers or cores(),
         surface=surface,
         tolerance_mm=tolerance_mm,
         allow_missing=allow_missing,

@@ -1,7 +1,6 @@
 """The verb info."""
 
 import platform
-import shutil
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +16,8 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "SimpleITK", "nibabel", "b
 def info(*, workspace: Path | None) -> None:
     """Print versions, devices, free memory and disk, and where weights are looked for."""
     from medplan import weights
-    from medplan.runtime import Runtime, device_memory, host_memory
+    from medplan.machine import free_disk, host_memory
+    from medplan.runtime import Runtime, device_memory
 
     space = Workspace.open(workspace)
     print(f"medplan {__version__}, Python {sys.version.split()[0]}, {platform.platform()}")
@@ -31,7 +31,7 @@ def info(*, workspace: Path | None) -> None:
     )
     memory_free = host_memory()
     print(f"memory:   {memory_free / 1e9:.1f} GB free" if memory_free else "memory:   unknown")
-    print(f"disk:     {shutil.disk_usage(space.root).free / 1e9:.1f} GB free in {space.root}")
+    print(f"disk:     {free_disk(space.root) / 1e9:.1f} GB free in {space.root}")
     print("weights:")
     for line in weights.describe():
         print(f"  {line}")

@@ -1,7 +1,7 @@
 """Verbs that decide and prepare: plan, preprocess, plan_and_preprocess, methods."""
 
-import os
 from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from medplan.workspace import Workspace
 if TYPE_CHECKING:
     from medplan.plan.fingerprint import Fingerprint
     from medplan.plan.overrides import Overrides
-    from medplan.plan.schema import Plan
+    from medplan.plan.schema import DatasetPlan, Grid, Plan
 
 __all__ = ["load_plan", "make_plans", "methods", "plan", "plan_and_preprocess", "prepare_cases", "preprocess"]
 
@@ -133,10 +133,28 @@ def prepare_cases(space: Workspace, plan: "Plan", *, workers: int | None) -> Non
             dataset,
             plan.grid,
             folder,
-            workers=workers or os.cpu_count() or 1,
+            workers=workers or _cases_at_a_time(space, dataset, plan.grid),
             atlas=atlas,
         )
         print(f"Preprocessed: {folder}")
+
+
+def _cases_at_a_time(space: Workspace, dataset: "DatasetPlan", grid: "Grid") -> int:
+    """Return for how many of a dataset's cases there are cores and memory to prepare them side by side."""
+    from medplan.machine import cores, host_memory
+    from medplan.plan.fingerprint import Fingerprint
+    from medplan.plan.summary import grid_shapes
+    from medplan.records import read_json
+
+    path, free = space.fingerprint_path(dataset.name), host_memory()
+    if free is None or not path.is_file():
+        return cores()
+    facts = read_json(Fingerprint, path)
+    channels = len(facts.channels)
+    shapes = zip((case.shape for case in facts.cases), grid_shapes([facts], grid), strict=True)
+    # Per channel the voxels as stored and as float32, and those of the new grid; then the shares of classes.
+    most = max(8 * channels * prod(old) + (4 * channels + 16) * prod(new) for old, new in shapes)
+    return max(1, min(cores(), free // most))
 
 
 def _fingerprints(

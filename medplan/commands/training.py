@@ -128,8 +128,8 @@ def _with_numbers(plan: "Plan", overrides: "Overrides") -> "Plan":
 def _check_memory(plan: "Plan", runtime: "Runtime") -> None:
     """Refuse a training on the processor that the system would kill; a GPU says itself that it is full."""
     from medplan import registry
+    from medplan.machine import host_memory
     from medplan.plan.memory import measure
-    from medplan.runtime import host_memory
 
     free = host_memory()
     if runtime.device.type != "cpu" or free is None:

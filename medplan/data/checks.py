@@ -5,7 +5,6 @@ least 0.001 mm), their direction cosines within 0.001. Header values are stored 
 differences say nothing.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from medplan.data.dataset import Dataset
 from medplan.data.images import Geometry, as_label, fit_channels, read_stored
 from medplan.data.rawcase import RawCase
 from medplan.errors import DataError
+from medplan.machine import cores
 from medplan.progress import track
 
 __all__ = ["Finding", "Loaded", "check", "differences", "inspect"]
@@ -70,7 +70,7 @@ def check(dataset: Dataset, *, workers: int | None = None) -> tuple[Finding, ...
     """
     cases = (*dataset.cases, *dataset.test_cases)
     findings = list(stray_findings(dataset))
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(workers or cores()) as pool:
         for found in track(
             pool.map(lambda case: inspect(case, dataset)[1], cases), label="checking", total=len(cases)
         ):

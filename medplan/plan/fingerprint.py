@@ -3,7 +3,6 @@
 Every case is read once; it is checked and measured while it is in memory. torch is not needed.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from medplan.data.dataset import Dataset
 from medplan.data.labels import LabelSpace
 from medplan.data.rawcase import RawCase
 from medplan.errors import DataError
+from medplan.machine import cores
 from medplan.plan.cache import Cache
 from medplan.plan.facts import CaseFacts, ClassFacts, Measured, measure
 from medplan.plan.likeness import likeness
@@ -104,7 +104,7 @@ def extract(dataset: Dataset, *, cache: Path, workers: int | None = None) -> Fin
         return case.id, memory.put(case, measured), found
 
     if new:
-        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(workers or cores()) as pool:
             for case_id, measured, found in track(
                 pool.map(examine, new), label=f"fingerprint {dataset.name}", total=len(new)
             ):

@@ -19,13 +19,13 @@ import torch
 from medplan.data.dataset import RawCase, find_inputs
 from medplan.data.images import PICTURE_ENDINGS, ending_of, read_image, write_label
 from medplan.errors import DataError, MedplanError, PlanError, UsageError, did_you_mean
+from medplan.machine import tune_allocator
 from medplan.predict.extras import write_extras
 from medplan.predict.model import Model, Options, Prepared
 from medplan.predict.prompts import Boxes, describe, read_boxes
 from medplan.predict.separate import write_masks
 from medplan.progress import track
 from medplan.records import encode, read_json, write_json
-from medplan.runtime import tune_allocator
 
 __all__ = ["predict"]
 

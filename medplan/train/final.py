@@ -11,11 +11,12 @@ from medplan.data.dataset import open_dataset
 from medplan.data.images import read_label
 from medplan.errors import MedplanError
 from medplan.evaluate.run import evaluate_pairs
+from medplan.machine import cores, host_memory
 from medplan.plan.schema import Fold, Plan
 from medplan.predict import postprocess
 from medplan.predict.model import Model, Options
 from medplan.predict.run import predict
-from medplan.runtime import Runtime, cores, host_memory
+from medplan.runtime import Runtime
 
 __all__ = ["evaluate_run"]
 

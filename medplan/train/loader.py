@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from medplan.errors import DataError, MedplanError, MethodError
+from medplan.machine import cores, host_memory, shared_memory
 from medplan.method import Batch, Element, Phase
 from medplan.plan.schema import Plan
 from medplan.randomness import fold_in, generator
-from medplan.runtime import Runtime, cores, host_memory, shared_memory
+from medplan.runtime import Runtime
 from medplan.samples.cases import CaseStore
 
 __all__ = ["batches", "collate", "default_workers", "draw", "to_device"]

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from medplan.errors import MethodError
+from medplan.machine import tune_allocator
 from medplan.method import Batch, Method, Phase, Progress
 from medplan.plan.schema import Fold, Plan
 from medplan.randomness import fold_in
 from medplan.records import write_json
-from medplan.runtime import Runtime, tune_allocator
+from medplan.runtime import Runtime
 from medplan.samples.cases import CaseStore
 from medplan.train.display import Display
 from medplan.train.loader import batches, default_workers, to_device

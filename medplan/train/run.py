@@ -14,11 +14,12 @@ from torch.optim import Optimizer
 
 from medplan import checkpoint
 from medplan.errors import CheckpointError, MethodError
+from medplan.machine import free_disk
 from medplan.method import Method, Phase
 from medplan.plan.schema import Fold, Plan
 from medplan.randomness import fold_in
 from medplan.records import encode, write_json
-from medplan.runtime import Runtime, free_disk
+from medplan.runtime import Runtime
 from medplan.train.log import RunLog
 from medplan.train.run_folder import Record, Status, read_record, versions, write_record
 

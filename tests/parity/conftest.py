@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medplan.runtime import tune_allocator
+from medplan.machine import tune_allocator
 
 FOLDER = Path(os.environ.get("MEDPLAN_PARITY", Path(__file__).parents[3] / "shared" / "parity"))
 
