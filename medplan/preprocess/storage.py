@@ -31,9 +31,12 @@ def write_case(
     """Write a case with NumPy arrays; its record comes last and makes it count."""
     files = CaseFiles(folder, case.id)
     files.record.unlink(missing_ok=True)
-    stale = [*folder.glob(f".{glob.escape(case.id)}.*.tmp"), *folder.glob(f"{glob.escape(case.id)}.extra-*")]
-    for leftover in stale:
-        leftover.unlink()
+    name = glob.escape(case.id)
+    # By their whole endings: other cases, whose names begin alike, may be in writing.
+    kinds = ("image.b2nd", "label.b2nd", "locations.npy", "json.*", "extra-*")
+    for pattern in (f"{name}.extra-*", *(f".{name}.{kind}.tmp" for kind in kinds)):
+        for leftover in folder.glob(pattern):
+            leftover.unlink()
     _write_volume(files.image, np.asarray(case.pixels, dtype=np.float32), blosc2.Codec.LZ4)
     if case.codes is None:
         files.label.unlink(missing_ok=True)

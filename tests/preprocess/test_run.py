@@ -98,6 +98,22 @@ def test_done_cases_are_left_alone_until_their_files_or_the_plan_change(raw_data
     assert changed() == {path.name.split(".")[0] for path in folder.iterdir()}
 
 
+def test_a_case_clears_away_what_it_left_and_nothing_of_others(raw_dataset, tmp_path, make_plan):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    own = [
+        ".case00.image.b2nd.tmp",
+        ".case00.json.77.tmp",
+        ".case00.extra-x-1.b2nd.tmp",
+        "case00.extra-x-1.b2nd",
+    ]
+    others = [".case00.more.image.b2nd.tmp", ".case00.more.json.77.tmp", "case00.more.extra-x-1.b2nd"]
+    for name in (*own, *others):
+        (folder / name).touch()
+    preprocess(open_dataset(raw_dataset), make_plan(), GRID, folder, workers=1)
+    assert [name for name in (*own, *others) if (folder / name).exists()] == others
+
+
 def test_a_test_case_never_takes_the_place_of_a_training_case(raw_dataset, tmp_path, make_plan):
     plan = replace(make_plan(), folds=({"labelled": ("case00",)},))
     preprocess(open_dataset(raw_dataset), plan, GRID, tmp_path / "before", workers=1)
