@@ -135,14 +135,14 @@ class Supervised(Method):
         return {"main": adamw_or_sgd(config.optimizer, parameters, training, momentum=config.momentum)}
 
     def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
-        outputs = self.network.all_resolutions(batch["image"])
+        outputs = self.network(batch["image"])
         compare = partial(self.loss, balance=self.config.balance)
         loss = deep_supervision(compare, outputs, batch["label"])
         update.minimise(loss)
         return {"loss": loss.detach()}
 
     def predictor(self, case: Case, support: Sequence[Case]) -> Predictor:
-        return lambda patches, corners, flipped=(): self.network(patches).float()
+        return lambda patches, corners, flipped=(): self.network(patches)[0].float()
 
 
 METHOD = Supervised

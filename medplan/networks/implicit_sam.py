@@ -210,7 +210,7 @@ class ImplicitSam(nn.Module):
         if self.upscaling is None:
             map_BCYX = decoder.output_upscaling(image_BChw)
         else:
-            map_BCYX = self.upscaling([*finer, image_BChw])
+            map_BCYX = self.upscaling([*finer, image_BChw])[0]
         return map_BCYX
 
     def at_points(

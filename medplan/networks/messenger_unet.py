@@ -51,5 +51,4 @@ class MessengerUNet(nn.Module):
         maps = list(self.messengers(self.encoder(patch), num_labelled))
         if only_labelled:
             maps = [features[:num_labelled] for features in maps]
-        outputs = self.decoder.all_resolutions(maps) if self.training else [self.decoder(maps)]
-        return tuple(logits if self.dims == 3 else logits.unsqueeze(2) for logits in outputs)
+        return tuple(logits if self.dims == 3 else logits.unsqueeze(2) for logits in self.decoder(maps))

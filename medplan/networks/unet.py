@@ -92,16 +92,12 @@ class UNetDecoder(nn.Module):
             decoded.append(x)
         return decoded[::-1]
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        """Return logits (B, num_outputs, [Z,] Y, X) at full resolution."""
-        logits: Tensor = self.heads[-1](self.features(maps)[0])
-        return logits
-
-    def all_resolutions(self, maps: list[Tensor]) -> list[Tensor]:
-        """Return logits at every resolution that has an output layer, finest first."""
-        decoded = self.features(maps)
-        heads = list(self.heads)[::-1]
-        return [head(x) for head, x in zip(heads, decoded[: len(heads)], strict=True)]
+    def forward(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
+        """Return logits (B, num_outputs, [Z,] Y, X) of the image's size; in training also those of every
+        coarser resolution that has an output layer, finest first.
+        """
+        heads = list(self.heads)[::-1] if self.training else [self.heads[-1]]
+        return tuple(head(x) for head, x in zip(heads, self.features(maps), strict=False))
 
 
 class UNet(nn.Module):
@@ -112,7 +108,7 @@ class UNet(nn.Module):
         pyramid: shape of the network; see `medplan.plan.topology`.
         num_outputs: `LabelSpace.num_outputs`.
         dims: 2 works on single slices (Z = 1).
-        deep_supervision: let `all_resolutions` give more than the full resolution.
+        deep_supervision: answer at coarser resolutions too, in training.
     """
 
     def __init__(
@@ -130,18 +126,9 @@ class UNet(nn.Module):
         self.decoder = UNetDecoder(pyramid, num_outputs, dims, deep_supervision=deep_supervision)
         initialise(self)
 
-    def forward(self, image_BCZYX: Tensor) -> Tensor:
-        """Return logits (B, num_outputs, Z, Y, X) of the image's size."""
-        logits: Tensor = self.decoder(self.encoder(self._enter(image_BCZYX)))
-        return self._leave(logits)
-
-    def all_resolutions(self, image_BCZYX: Tensor) -> list[Tensor]:
-        """Return logits (B, num_outputs, z, y, x), finest first."""
-        outputs = self.decoder.all_resolutions(self.encoder(self._enter(image_BCZYX)))
-        return [self._leave(logits) for logits in outputs]
-
-    def _enter(self, x: Tensor) -> Tensor:
-        return x if self.dims == 3 else x.squeeze(2)
-
-    def _leave(self, x: Tensor) -> Tensor:
-        return x if self.dims == 3 else x.unsqueeze(2)
+    def forward(self, image_BCZYX: Tensor) -> tuple[Tensor, ...]:
+        """Return logits (B, num_outputs, Z, Y, X) of the image's size; in training those of coarser
+        resolutions behind them.
+        """
+        outputs = self.decoder(self.encoder(image_BCZYX if self.dims == 3 else image_BCZYX.squeeze(2)))
+        return tuple(logits if self.dims == 3 else logits.unsqueeze(2) for logits in outputs)

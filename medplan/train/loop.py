@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medplan.errors import MethodError
 from medplan.machine import tune_allocator
@@ -49,9 +49,8 @@ def train(
     """Train a method to the end of its phases, or from where the folder's ``last.pt`` stands.
 
     A run that was interrupted at any step goes on as if it had not been. A finished run goes on if the plan
-    has
-    more iterations than before: its last phase is prolonged, and the schedule is that of the new length from
-    there on. Any other change of the plan is refused.
+    has more iterations than before: its last phase is prolonged, and the schedule is that of the new length
+    from there on. Any other change of the plan is refused.
 
     Args:
         store: the cases of `fold`.
@@ -60,8 +59,7 @@ def train(
         validate: returns ``score`` and whatever else is to be logged; see `medplan.train.validate`. Without
             it, ``best.pt`` holds the last weights.
         workers: loader processes per rank; None chooses by device.
-        compile: compile the method's networks with `torch.compile`, in place. It acts on what a method
-            calls through ``forward``.
+        compile: compile the method's networks with `torch.compile`, in place.
         track: experiment trackers, see `medplan.train.log.open_trackers`.
 
     Returns: the path of ``best.pt``.
@@ -81,8 +79,7 @@ def train(
         run = Run(method, plan, folder, fold=fold, runtime=runtime, validate=validate, log=log)
         run.start(resume=resume)
         if compile:
-            for network in method.children():
-                network.compile()
+            _compile(method)
         signals = stack.enter_context(Signals())
         stop: Status | None = None
         try:
@@ -102,6 +99,15 @@ def train(
             )
             raise SystemExit(128 + signals.received)
     return folder / "best.pt"
+
+
+def _compile(module: nn.Module) -> None:
+    """Compile the outermost modules that can be called; one that has no ``forward`` only holds others."""
+    for part in module.children():
+        if type(part).forward is nn.Module.forward:
+            _compile(part)
+        else:
+            part.compile()
 
 
 def _train_phase(run: Run, store: CaseStore, *, workers: int, signals: Signals) -> Status | None:

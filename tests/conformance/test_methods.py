@@ -3,6 +3,7 @@
 import multiprocessing
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from medplan import checkpoint, registry
 from medplan.method import Method
 from medplan.runtime import Runtime
 from medplan.samples.sampling import cut
+from medplan.train.loop import train
 from medplan.train.run import Run
 from medplan.train.validate import make_validator
 from tests.conformance.tiny import CPU, build, hook, only_case, run, tiny_plan, tiny_store
@@ -128,6 +130,36 @@ def test_the_predictor_is_deterministic_and_does_not_look_at_the_rest_of_the_bat
 
 
 @over_methods
+def test_compiling_reaches_most_of_what_the_last_phase_computes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = tiny_plan(name)
+    method, inside, calls = build(plan), [False], {True: 0, False: 0}
+
+    def call(module: nn.Module, *args: Any, **options: Any) -> Any:
+        inside.append(True)
+        try:
+            return module._call_impl(*args, **options)
+        finally:
+            inside.pop()
+
+    def count(module: nn.Module, *_: Any) -> None:
+        calls[inside[-1]] += bool(module._parameters)
+
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self: setattr(self, "_compiled_call_impl", partial(call, self))
+    )
+    last = method.phases()[-1:]
+    monkeypatch.setattr(type(method), "phases", lambda self: last)
+    hook_on_all = nn.modules.module.register_module_forward_pre_hook(count)
+    try:
+        train(method, plan, tiny_store(plan), tmp_path, fold=0, runtime=CPU, workers=0, compile=True)
+    finally:
+        hook_on_all.remove()
+    assert calls[True] > 2 * calls[False], calls
+
+
+@over_methods
 def test_two_ranks_train_as_one_does_on_the_whole_batch(name: str, tmp_path: Path) -> None:
     plan = tiny_plan(name, batch_size=4)
     context = multiprocessing.get_context("fork")
@@ -166,8 +198,6 @@ def test_one_case_can_be_learnt_by_heart(name: str, tmp_path: Path) -> None:
 
 def run_without_dropout(plan: Any, folder: Path, runtime: Runtime) -> None:
     """Train with every dropout layer off: what ranks draw there is not the same as what one rank draws."""
-    from medplan.train.loop import train
-
     method = build(plan)
     for module in method.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):

@@ -15,16 +15,17 @@ FLAT = make_pyramid((1, 32, 32), None, 2, base_features=4)
 )
 def test_logits_have_the_size_of_the_image(pyramid, dims, shape) -> None:  # type: ignore[no-untyped-def]
     network = UNet(2, pyramid, 3, dims, deep_supervision=True)
-    outputs = network.all_resolutions(torch.randn(2, 2, *shape))
+    outputs = network(torch.randn(2, 2, *shape))
     assert outputs[0].shape == (2, 3, *shape)
     for finer, coarser, stride in zip(outputs, outputs[1:], pyramid.strides[1:], strict=False):
         assert [a // b for a, b in zip(finer.shape[2:], coarser.shape[2:], strict=True)] == list(stride)
 
 
-def test_the_full_resolution_is_the_first_of_all_resolutions() -> None:
+def test_outside_training_the_full_resolution_is_all_there_is() -> None:
     network = UNet(1, CUBIC, 2, 3, deep_supervision=True).eval()
     image = torch.randn(1, 1, 16, 32, 32)
-    assert torch.equal(network(image), network.all_resolutions(image)[0])
+    (alone,) = network(image)
+    assert torch.equal(alone, network.train()(image)[0])
 
 
 def test_the_encoder_gives_one_map_per_stage() -> None:
@@ -38,9 +39,7 @@ def test_every_parameter_takes_part_in_training() -> None:
     for module in network.modules():
         if isinstance(module, nn.InstanceNorm3d):
             nn.init.ones_(module.weight)
-    sum(
-        logits.square().mean() for logits in network.all_resolutions(torch.randn(1, 1, 16, 32, 32))
-    ).backward()  # type: ignore[union-attr]
+    sum(logits.square().mean() for logits in network(torch.randn(1, 1, 16, 32, 32))).backward()  # type: ignore[union-attr]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
 
 
@@ -101,5 +100,5 @@ def test_the_pyramid_of_a_cube_is_nnunets() -> None:
 
 def test_the_coarsest_resolution_of_the_decoder_is_not_supervised() -> None:
     image = torch.randn(1, 1, 16, 32, 32)
-    assert len(UNet(1, CUBIC, 2, 3, deep_supervision=True).all_resolutions(image)) == len(CUBIC.features) - 2
-    assert len(UNet(1, CUBIC, 2, 3).all_resolutions(image)) == 1
+    assert len(UNet(1, CUBIC, 2, 3, deep_supervision=True)(image)) == len(CUBIC.features) - 2
+    assert len(UNet(1, CUBIC, 2, 3)(image)) == 1
