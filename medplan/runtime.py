@@ -99,10 +99,15 @@ class Runtime:
         return averaged
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
-        """Overwrite the tensors by those of rank 0."""
-        if self.world > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+        """Overwrite the tensors by those of rank 0, sent in a few flat buckets."""
+        if self.world == 1:
+            return
+        for bucket in _buckets(sorted(tensors, key=lambda tensor: str(tensor.dtype))):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            dist.broadcast(flat, src=0)
+            parts = torch.split(flat, [tensor.numel() for tensor in bucket])
+            for tensor, part in zip(bucket, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     def any(self, flag: int) -> int:
         """Return the largest flag over the ranks, so that all ranks act on it at the same step."""

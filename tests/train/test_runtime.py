@@ -70,3 +70,18 @@ def test_messages_say_what_memory_there_is_and_what_others_hold(monkeypatch: pyt
     runtime = Runtime(device=torch.device("cuda", 0))
     assert runtime.memory() == "the 16.0 GiB of the GPU, of which other programs hold 10.0,"
     assert Runtime(device=torch.device("cpu")).memory() == "the memory of this machine"
+
+
+def test_buffers_of_many_layers_are_sent_in_few_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[torch.Tensor] = []
+
+    def arrive(flat: torch.Tensor, src: int) -> None:
+        sent.append(flat)
+        flat.copy_(torch.arange(len(flat)))
+
+    monkeypatch.setattr("medplan.runtime.dist.broadcast", arrive)
+    norms = [torch.nn.BatchNorm3d(2) for _ in range(20)]
+    buffers = [buffer for norm in norms for buffer in norm.buffers()]
+    Runtime(device=torch.device("cpu"), rank=1, world=2).broadcast(buffers)
+    assert len(sent) == 2  # float32 and int64
+    assert norms[1].running_mean.tolist() == [4.0, 5.0] and int(norms[19].num_batches_tracked) == 19
