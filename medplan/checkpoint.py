@@ -42,16 +42,16 @@ def save(path: Path, state: Mapping[str, Any]) -> Path:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    plain = _canonical(state)
     try:
         with temporary.open("wb") as file:
-            torch.save(_canonical(state), file)
+            torch.save(plain, file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: could not be written ({error.strerror}); is the disk full?"
-        ) from error
+    except (OSError, RuntimeError) as error:  # torch turns what the system says into a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: could not be written ({reason}); is the disk full?") from error
     finally:
         temporary.unlink(missing_ok=True)
     return path

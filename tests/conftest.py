@@ -7,7 +7,7 @@ they are missing.
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,6 +113,15 @@ def phantom() -> Phantom:
 def raw_dataset(tmp_path: Path) -> Path:
     """A raw dataset ``raw_data/Phantom`` with four labelled, two unlabelled and one test case."""
     return make_raw_dataset(tmp_path / "raw_data" / "Phantom", num_unlabelled=2, num_test=1)
+
+
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[], None]]:
+    """Return a function after which no file can grow beyond 20 kB, as on a disk that is nearly full."""
+    resource = pytest.importorskip("resource")
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, former[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +110,13 @@ def test_published_keras_files_are_read_by_their_full_names(tmp_path: Path) -> N
     (tmp_path / "broken.h5").write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="not a readable Keras file"):
         checkpoint.load_published(tmp_path / "broken.h5")
+
+
+@pytest.mark.parametrize("numbers", [20_000, 4_700])
+def test_a_full_disk_is_one_sentence_and_leaves_no_file(
+    tmp_path: Path, full_disk: Callable[[], None], numbers: int
+) -> None:
+    full_disk()
+    with pytest.raises(CheckpointError, match="is the disk full"):
+        checkpoint.save(tmp_path / "last.pt", {"weights": torch.zeros(numbers)})
+    assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ costs nothing.
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from medplan.data import dicom, nifti, pictures
 from medplan.data.formats import IMAGE_ENDINGS, PICTURE_ENDINGS, VOLUME_ENDINGS, ending_of
+from medplan.data.geometry import Geometry
 from medplan.errors import DataError
 
 __all__ = [
@@ -34,7 +35,6 @@ __all__ = [
     "read_image",
     "read_label",
     "read_stored",
-    "slice_axis",
     "write_image",
     "write_label",
 ]
@@ -44,53 +44,7 @@ Array = npt.NDArray[Any]
 INTEGER_TOLERANCE = 1e-4
 """Label values stored as floats may miss an integer by this much (scaling by a float32 slope does that)."""
 
-IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Geometry:
-    """Where the voxels of an array (Z, Y, X) lie.
-
-    Attributes:
-        shape: voxels (z, y, x).
-        spacing_mm: (z, y, x); None for pictures, which have no physical size.
-        origin_mm: position (x, y, z) of the first voxel's centre, LPS.
-        direction: 3 x 3 row-major; column i is the direction in which array axis x, y or z grows, LPS.
-    """
-
-    shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float] | None
-    origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    direction: tuple[float, ...] = IDENTITY
-
-    @property
-    def orientation(self) -> str:
-        """Letters of increasing x, y and z as nibabel names them (``RAS``); of oblique axes the nearest."""
-        matrix = np.array(self.direction).reshape(3, 3)
-        letters = ["", "", ""]
-        left = np.abs(matrix)
-        for _ in range(3):
-            row, column = (int(i) for i in np.unravel_index(np.argmax(left), left.shape))
-            letters[column] = ("RL", "AP", "IS")[row][int(matrix[row, column] > 0)]
-            left[row, :] = left[:, column] = -1.0
-        return "".join(letters)
-
-    @property
-    def is_oblique(self) -> bool:
-        """Whether thick slices are stacked along a direction more than 30 degrees from every world axis."""
-        axis = None if self.spacing_mm is None else slice_axis(self.spacing_mm)
-        if axis is None:
-            return False
-        along = np.reshape(self.direction, (3, 3))[:, 2 - axis]
-        return bool(np.abs(along).max() < np.cos(np.radians(30)))
-
-
-def slice_axis(spacing_mm: tuple[float, float, float]) -> int | None:
-    """Return the array axis along which slices at least twice as thick as pixels are stacked, if any."""
-    second, thickest = sorted(spacing_mm)[1:]
-    return spacing_mm.index(thickest) if thickest >= 2 * second else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,10 +306,17 @@ def _write_itk(path: Path, channels: Array, geometry: Geometry) -> Path:
         volume.SetDirection(geometry.direction)
         volumes.append(volume)
     image = volumes[0] if len(volumes) == 1 else sitk.JoinSeries(volumes)
-    return _atomically(path, lambda temporary: sitk.WriteImage(image, str(temporary), True))
+
+    def write(temporary: Path) -> None:
+        sitk.WriteImage(image, str(temporary), True)
+        # The writer of NIfTI says nothing when the disk is full.
+        if ending_of(path) in nifti.ENDINGS and not nifti.is_complete(temporary):
+            raise DataError(f"{path}: it could not be written to its end; is the disk full?")
+
+    return _atomically(path, write)
 
 
-def _atomically(path: Path, write: Any) -> Path:
+def _atomically(path: Path, write: Callable[[Path], None]) -> Path:
     """Let `write` fill a temporary folder, then move what it made, the named file last (.mhd has two)."""
     folder = path.parent / f".{path.name}.{os.getpid()}.tmp"
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,8 @@ without a word. Here the former is an error and the latter is kept, so that it c
 half the memory.
 """
 
+import math
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -17,10 +19,14 @@ import numpy.typing as npt
 
 from medplan.errors import DataError
 
-__all__ = ["ENDINGS", "nearest_grid", "read_voxels"]
+__all__ = ["ENDINGS", "is_complete", "nearest_grid", "read_voxels"]
 
 ENDINGS = (".nii", ".nii.gz")
 PIECE = 1 << 20
+GZIP = b"\x1f\x8b"
+LONGEST_HEADER = 544
+"""Bytes of a header of NIfTI-2 with the mark for extensions."""
+
 TYPES = {
     2: "u1",
     4: "i2",
@@ -60,7 +66,7 @@ def read_voxels(path: Path) -> npt.NDArray[Any]:
     pieces = _pieces(path)
     start = bytearray()
     try:
-        while len(start) < 544 and (piece := next(pieces, None)) is not None:
+        while len(start) < LONGEST_HEADER and (piece := next(pieces, None)) is not None:
             start += piece
         header = _parsed(bytes(start), path)
         shape = _shape(header, path)
@@ -81,6 +87,25 @@ def read_voxels(path: Path) -> npt.NDArray[Any]:
         )
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return _scaled(array, header) if header.is_scaled else array
+
+
+def is_complete(path: Path) -> bool:
+    """Return whether a file that was written is as long as its header promises; the voxels are not read."""
+    start = b""
+    for piece in _pieces(path):
+        start += piece
+        if len(start) >= LONGEST_HEADER:
+            break
+    header = _parsed(start, path)
+    promised = header.offset + math.prod(header.lengths) * np.dtype(header.kind).itemsize
+    with path.open("rb") as stream:
+        is_compressed = stream.read(2) == GZIP
+        length = stream.seek(0, os.SEEK_END)
+        if not is_compressed:
+            return length >= promised
+        # gzip ends with the length of what it packed.
+        stream.seek(length - 4)
+        return int.from_bytes(stream.read(4), "little") == promised % 2**32
 
 
 def nearest_grid(
@@ -113,7 +138,7 @@ def nearest_grid(
 def _pieces(path: Path) -> Iterator[bytes]:
     """Yield the content of a plain or gzip file; zlib verifies the checksum of each gzip member."""
     with path.open("rb") as stream:
-        is_compressed = stream.read(2) == b"\x1f\x8b"
+        is_compressed = stream.read(2) == GZIP
         stream.seek(0)
         if not is_compressed:
             while piece := stream.read(PIECE):

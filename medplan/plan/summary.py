@@ -10,7 +10,7 @@ from math import log
 from statistics import median
 from typing import Literal, TypeVar
 
-from medplan.data.images import slice_axis
+from medplan.data.geometry import slice_axis
 from medplan.data.labels import LabelSpace
 from medplan.plan.fingerprint import CaseFacts, Fingerprint
 from medplan.plan.folds import Entry

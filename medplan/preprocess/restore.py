@@ -8,6 +8,7 @@ added. A slice is too little work to share among threads, which would wait for e
 compute, so NumPy does it on one.
 """
 
+import os
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -130,6 +131,11 @@ class LabelRestorer:
             array = np.zeros(shape, dtype=np.float32)
         else:
             array = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
+            if hasattr(
+                os, "posix_fallocate"
+            ):  # a full disk is an error here, and later the end of the process
+                with file.open("r+b") as stream:
+                    os.posix_fallocate(stream.fileno(), 0, stream.seek(0, os.SEEK_END))
         if self._labels.is_exclusive:
             array[0] = 1
         return array

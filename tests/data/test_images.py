@@ -166,6 +166,19 @@ def test_a_damaged_header_is_an_error_that_names_the_file(
         read_geometry(path)
 
 
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha"])
+def test_what_a_full_disk_cuts_short_is_an_error_and_leaves_no_file(
+    tmp_path: Path, ending: str, full_disk: Callable[[], None]
+) -> None:
+    array = np.random.default_rng(0).random((20, 30, 40)).astype(np.float32)
+    full_disk()
+    with pytest.raises(DataError, match="scan"):
+        write_image(
+            tmp_path / f"scan{ending}", array, Geometry(shape=(20, 30, 40), spacing_mm=(1.0, 1.0, 1.0))
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_gzip_files_in_several_pieces_are_read(tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.nii", noise(*OBLIQUE.shape), OBLIQUE)
     data = path.read_bytes()
