@@ -230,7 +230,8 @@ class BiJROS(Method):
         is_trained = self.distillation is not None or not (has_weights or self.plan.encoder == "sam")
         total = training.iterations
         least = min(config.encoder_steps, round(0.7 * total))
-        num_first = min(max(round(config.encoder_share * total), least), total - 1) if is_trained else 0
+        longest = max(0, total - 1) if is_trained else 0
+        num_first = min(max(round(config.encoder_share * total), least), longest)
         firsts = ("encoder",) if self.distillation is None else ("distil", "mutual")
         lengths = {name: (num_first + number) // len(firsts) for number, name in enumerate(firsts)}
         lengths["bilevel"] = total - num_first
@@ -249,7 +250,7 @@ class BiJROS(Method):
                 validate=name not in firsts,
             )
             for name, length in lengths.items()
-            if length
+            if length or name == "bilevel"
         ]
 
     def optimizers(self, phase: str) -> dict[str, Optimizer]:

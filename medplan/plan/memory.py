@@ -63,7 +63,7 @@ class Footprint:
 
 
 def measure(method_factory: Callable[[Plan], Method], plan: Plan) -> Footprint:
-    """Run one training step of every phase without values and return the dearest.
+    """Run one training step of every phase that has any without values and return the dearest.
 
     Raises: MethodError if the method looks at values in its training step; it should override
         `Method.footprint_step` then.
@@ -71,7 +71,10 @@ def measure(method_factory: Callable[[Plan], Method], plan: Plan) -> Footprint:
     with META:
         method = method_factory(plan)
     method.train()
-    footprints = [_measure_phase(method, plan, phase) for phase in method.phases()]
+    footprints = [_measure_phase(method, plan, phase) for phase in method.phases() if phase.num_steps]
+    if not footprints:
+        own = [*method.parameters(), *method.buffers()]
+        return Footprint(fixed=sum(map(_size, own)), kept=0, largest=0)
     dearest = max(footprints, key=lambda footprint: footprint.total)
     return replace(dearest, flops=max(footprint.flops for footprint in footprints))
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from medplan import checkpoint, registry
 from medplan.method import Method
+from medplan.plan.memory import measure
 from medplan.runtime import Runtime
 from medplan.samples.sampling import cut
 from medplan.train.loop import train
@@ -54,6 +55,15 @@ def test_the_phases_add_up_to_the_iterations_of_the_plan(name: str) -> None:
     assert sum(phase.num_steps for phase in phases) == plan.training.iterations
     assert len({phase.name for phase in phases}) == len(phases)
     assert phases[-1].validate, "the last phase must be one that can predict"
+
+
+@over_methods
+def test_no_steps_can_be_planned_and_take_the_weights_only(name: str) -> None:
+    plan = tiny_plan(name, iterations=0)
+    assert [phase.num_steps for phase in build(plan).phases() if phase.num_steps] == []
+    found = measure(registry.find(name), plan)
+    assert (found.kept, found.largest) == (0, 0)
+    assert found.fixed >= 4 * sum(parameter.numel() for parameter in build(plan).parameters())
 
 
 @over_methods

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from medplan.errors import MethodError
-from medplan.method import Batch, Progress, Update
+from medplan.method import Batch, Phase, Progress, Update
 from medplan.methods.supervised import METHOD
 from medplan.plan.memory import measure
 from medplan.plan.overrides import Overrides
@@ -105,3 +105,20 @@ def test_a_step_that_looks_at_values_is_told_what_to_override(fingerprint: Make,
             update.minimise(self.conv(batch["image"]).sum())
 
     assert measure(Told, plan(fingerprint(), Told)).total > 0
+
+
+def test_phases_without_steps_take_nothing(fingerprint: Make, toy: Make) -> None:
+    class Phased(toy()):  # type: ignore[misc]
+        def phases(self) -> tuple[Phase, ...]:
+            (last,) = super().phases()
+            return (replace(last, name="idle", num_steps=0), last)
+
+        def optimizers(self, phase: str) -> dict[str, torch.optim.Optimizer]:
+            assert phase != "idle"
+            return super().optimizers(phase)  # type: ignore[no-any-return]
+
+    planned = plan(fingerprint(), Phased)
+    assert measure(Phased, planned) == measure(toy(), planned)
+    idle = replace(planned, training=replace(planned.training, iterations=0))
+    weights = 8 * 27 + 8
+    assert measure(Phased, idle).fixed == 4 * weights and measure(Phased, idle).kept == 0
