@@ -131,9 +131,8 @@ class LabelRestorer:
             array = np.zeros(shape, dtype=np.float32)
         else:
             array = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
-            if hasattr(
-                os, "posix_fallocate"
-            ):  # a full disk is an error here, and later the end of the process
+            # Where the disk is full this is an error; to write to the map later would end the process.
+            if hasattr(os, "posix_fallocate"):
                 with file.open("r+b") as stream:
                     os.posix_fallocate(stream.fileno(), 0, stream.seek(0, os.SEEK_END))
         if self._labels.is_exclusive:
