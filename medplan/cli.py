@@ -10,7 +10,7 @@ import importlib
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,8 +25,9 @@ DESCRIPTION = """\
 Self-configuring medical image segmentation when labels are scarce.
 
   medplan demo                                       see it work, in a few minutes
-  medplan plan_and_preprocess -d OASIS               look at the data, decide, prepare
-  medplan train -d Synapse -m sdmessenger            train one of the methods
+  medplan convert scans --source DIR --target raw_data/Liver     a dataset of your own files
+  medplan plan_and_preprocess -d Liver               look at the data, decide, prepare
+  medplan train -d Liver                             train the recommended method
   medplan predict -i in/ -o out/                     segment new images
 """
 
@@ -34,8 +35,12 @@ Self-configuring medical image segmentation when labels are scarce.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit status: 0 done, 2 the user can put it right, 130 interrupted."""
     parser = build_parser()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given:
+        parser.print_help(sys.stderr)
+        return 2
     try:
-        options = vars(_parse(parser, list(sys.argv[1:] if arguments is None else arguments)))
+        options = vars(_parse(parser, given))
         run: Callable[..., int | None] = options.pop("run_verb")
         logging.basicConfig(
             level=logging.DEBUG if options.pop("verbose") else logging.INFO,
@@ -130,7 +135,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_argument("-m", "--method", help="method (default: the recommended one)")
     train.add_argument(
-        "--fold", default="0", help="number, or 'all' to learn from every labelled case (default 0)"
+        "-f", "--fold", default="0", help="number, or 'all' to learn from every labelled case (default 0)"
     )
     train.add_argument("--run", default="default", help="name of this run (default 'default')")
     train.add_argument(
@@ -154,7 +159,9 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "-i", "--input", type=Path, required=True, help="image, folder of images or DICOM folder"
     )
-    predict.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
+    predict.add_argument(
+        "-o", "--output", type=Path, required=True, help="folder for the results, or a file for a single scan"
+    )
     flags.model(predict)
     predict.add_argument(
         "--step", type=float, default=0.5, help="window step as a share of the patch (default 0.5)"
@@ -254,17 +261,25 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
     verbs = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction)).choices
-    name = arguments[0].replace("-", "_") if arguments and not arguments[0].startswith("-") else None
+    name = arguments[0].replace("-", "_") if not arguments[0].startswith("-") else None
+    if name is None and arguments[0] not in parser._option_string_actions:
+        raise UsageError(f"The verb comes first: medplan VERB {arguments[0]} .... See 'medplan --help'.")
     if name is not None and name not in verbs:
         raise UsageError(
             f"There is no verb '{arguments[0]}'{did_you_mean(name, verbs)}. See 'medplan --help'."
         )
     if name is not None:
-        arguments = [name, *(_canonical(word, verbs[name]) for word in arguments[1:])]
-    return parser.parse_args(arguments)
+        arguments = [name, *(_canonical(word, verbs[name], verbs) for word in arguments[1:])]
+    options, surplus = parser.parse_known_args(arguments)
+    if surplus:
+        takes = f"'medplan {name}' takes flags only" if name != "convert" else "one name is enough"
+        raise UsageError(f"What is '{' '.join(surplus)}'? {takes}; see 'medplan {name} --help'.")
+    return options
 
 
-def _canonical(word: str, parser: argparse.ArgumentParser) -> str:
+def _canonical(
+    word: str, parser: argparse.ArgumentParser, verbs: Mapping[str, argparse.ArgumentParser] | None = None
+) -> str:
     """Accept ``-flag`` and ``--some_flag``, and refuse what is no flag, naming the nearest one.
 
     Left to argparse, ``-device`` would be read as ``-d evice``.
@@ -279,7 +294,11 @@ def _canonical(word: str, parser: argparse.ArgumentParser) -> str:
     if spelled in known:
         return spelled + equals + value
     long = [option for option in known if option.startswith("--")]
-    raise UsageError(f"Unknown flag '{flag}'{did_you_mean(spelled, long)}. See '{parser.prog} --help'.")
+    others = [
+        f"'{other.prog}'" for other in (verbs or {}).values() if spelled in other._option_string_actions
+    ]
+    hint = f", a flag of {' and '.join(others)}" if others else did_you_mean(spelled, long)
+    raise UsageError(f"'{parser.prog}' has no flag '{flag}'{hint}. See '{parser.prog} --help'.")
 
 
 def _is_number(word: str) -> bool:

@@ -80,7 +80,7 @@ def model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--method", help="its method")
     parser.add_argument("--run", help="its run")
     parser.add_argument(
-        "--folds", nargs="+", metavar="FOLD", help="folds to use (default: all that are there)"
+        "-f", "--folds", nargs="+", metavar="FOLD", help="folds to use (default: all that are there)"
     )
     parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default best")
 
@@ -88,9 +88,9 @@ def model(parser: argparse.ArgumentParser) -> None:
 def numbers(parser: argparse.ArgumentParser) -> None:
     """Add the flags that change a plan's numbers; together with `planning` the fields of `Overrides`."""
     add = parser.add_argument
-    add("--iters", dest="iterations", type=int, metavar="N", help="training iterations in all")
-    add("--batch-size", type=int, metavar="N", help="samples per step")
-    add("--patch-size", type=int, nargs="+", metavar="N", help="z y x, or y x for slices")
+    add("--iters", dest="iterations", type=_positive, metavar="N", help="training iterations in all")
+    add("--batch-size", type=_positive, metavar="N", help="samples per step")
+    add("--patch-size", type=_positive, nargs="+", metavar="N", help="z y x, or y x for slices")
     add("--lr", type=float, help="base learning rate")
     add("--seed", type=int, help="of everything random")
     add(
@@ -113,7 +113,7 @@ def planning(parser: argparse.ArgumentParser) -> None:
     add("--gpu-memory", type=float, metavar="GB", help="memory to fill (default: the GPU's, at most 24)")
     add("--encoder", help="one of the method's encoders")
     add("--encoder-weights", metavar="FILE", help="weights to start the encoder from, or 'none'")
-    add("--labelled", metavar="N|P%%", help="use the labels of only so many training cases")
+    add("--labelled", metavar="N|PERCENT", help="use the labels of only so many training cases")
     add("--labelled-cases", nargs="+", metavar="CASE", help="use the labels of these training cases only")
     add("--source-domain", metavar="DOMAIN", help="learn with the labels of this domain ...")
     add("--target-domain", metavar="DOMAIN", help="... for this one, whose labels are not read")
@@ -141,6 +141,12 @@ def _count(text: str) -> int:
     """Read a number of things; argparse names the flag where it is none."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"should be 0 or more, found '{text}'")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"invalid int value: '{text}', expected 1 or more")
     return int(text)
 
 

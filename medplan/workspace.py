@@ -65,9 +65,11 @@ class Workspace:
         names = sorted({folder.name for folder in known.values()})
         listed = f"It has: {', '.join(names)}" if names else "There are no datasets in it yet"
         searched = " or ".join(map(str, self._raw_roots()))
+        if "nnUNet_raw" not in os.environ:
+            searched += " ($nnUNet_raw is not set, else it would be searched too)"
         raise UsageError(
             f"There is no dataset '{name}' in {searched}{did_you_mean(name, names)}. {listed}. Put a dataset "
-            "there in nnU-Net's layout, or make one with 'medplan convert'."
+            "there in nnU-Net's layout, or make one: 'medplan convert scans' takes any folder of scans."
         )
 
     def dataset_name(self, name: str) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "medplan"
 FLOORS = [
-    {"errors", "records", "randomness", "progress", "workspace", "weights", "machine", "runtime"},
+    {"errors", "locks", "records", "randomness", "progress", "workspace", "weights", "machine", "runtime"},
     {"data"},
     {"plan", "preprocess", "samples", "networks", "learning", "method", "checkpoint"},
     {"methods", "predict", "evaluate", "registry"},

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from medplan.commands.trained import Trained
+from medplan.errors import UsageError
 from medplan.workspace import Workspace
 
 __all__ = ["export", "install", "predict"]
@@ -34,6 +35,8 @@ def predict(
     workspace: Path | None,
 ) -> None:
     """Segment images."""
+    from medplan.data.formats import ending_of
+    from medplan.data.inputs import find_inputs
     from medplan.predict.model import Model, Options
     from medplan.predict.run import predict as run_prediction
 
@@ -67,7 +70,22 @@ def predict(
         modality=modality,
         anywhere=anywhere,
     )
-    print(f"Model: {source}", flush=True)
+    folds = ", ".join(str(fold) for fold in loaded.folds)
+    print(f"Model: {source} (fold{'s'[: len(loaded.folds) > 1]} {folds}, {trained.checkpoint})", flush=True)
+    if ending_of(output) and not output.is_dir():
+        if probabilities or extras or separate_tasks or prompts is not None:
+            raise UsageError(f"-o {output} names one file; these flags need a folder for their files.")
+        cases = find_inputs(input, len(loaded.dataset.channels), loaded.dataset.file_ending)
+        if len(cases) > 1:
+            raise UsageError(
+                f"-o {output} names one file, but {input} holds {len(cases)} scans; name a folder."
+            )
+        if output.resolve() in {image.resolve() for image in cases[0].images}:
+            raise UsageError(f"-o {output}: the label map would overwrite its image.")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        loaded.predict_file(cases[0].images, output=output, options=options)
+        print(f"Prediction: {output}")
+        return
     run_prediction(
         input,
         output,

@@ -52,7 +52,15 @@ class Trained:
             return max(found, key=lambda path: (_is_finished(path.parent), path.stat().st_mtime)).parents[1]
         others = sorted({str(path.parents[1]) for path in results.glob("*/*/*/fold_*/best.pt")})
         listed = f"There are: {', '.join(others)}" if others else "Nothing is trained there yet"
-        raise UsageError(f"There is no trained model 'results/{pattern}' in {space.root}. {listed}.")
+        asked = " ".join(
+            f"{flag} {value}"
+            for flag, value in zip(("-d", "-m", "--run"), (self.dataset, self.method, self.run), strict=True)
+            if value is not None
+        )
+        raise UsageError(
+            f"There is no trained model{f' for {asked}' if asked else ''} in {results}. {listed}. Another "
+            "workspace is named by --workspace, a run folder or a zip by --model."
+        )
 
 
 def _is_finished(fold: Path) -> bool:

@@ -1,5 +1,6 @@
 """Images to predict: a file, a folder of files, a DICOM folder, or a folder of DICOM folders."""
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from medplan.data.rawcase import RawCase
 from medplan.errors import DataError
 
 __all__ = ["find_inputs"]
+
+logger = logging.getLogger(__name__)
 
 
 def find_inputs(path: Path, channels: int, file_ending: str | None = None) -> tuple[RawCase, ...]:
@@ -50,7 +53,19 @@ def find_inputs(path: Path, channels: int, file_ending: str | None = None) -> tu
     ]
     wanted = [other for other in files if ending_of(other) == file_ending]
     if files:
-        return _grouped(wanted or files, channels, path)
+        passed_over = sorted(other.name for other in files if wanted and other not in wanted)
+        if passed_over:
+            logger.warning(
+                "%s: only the %d %s files are taken; put the %d of other formats (%s) into their own folder.",
+                path,
+                len(wanted),
+                file_ending,
+                len(passed_over),
+                passed_over[0],
+            )
+        cases = _grouped(wanted or files, channels, path)
+        _warn_of_channels(cases, channels)
+        return cases
     if dicom.is_series_folder(path):
         dicom.slices(path)
         return _grouped([path], channels, path)
@@ -63,6 +78,21 @@ def find_inputs(path: Path, channels: int, file_ending: str | None = None) -> tu
             "series, or folders with one DICOM series each."
         )
     return _grouped(folders, channels, path)
+
+
+def _warn_of_channels(cases: Sequence[RawCase], channels: int) -> None:
+    """Say so where CASE_0001 is read as a scan because the model has no such channel, beside CASE_0000."""
+    names = {case.id for case in cases}
+    for case in cases:
+        match = re.fullmatch(r"(.+)_(\d{4})", case.id)
+        if match is not None and match[1] in names and int(match[2]) >= channels:
+            logger.warning(
+                "'%s' is taken for a scan of its own, since the model has %d channel(s); remove it if it is "
+                "another channel of '%s'.",
+                case.id,
+                channels,
+                match[1],
+            )
 
 
 def _split(path: Path, channels: int) -> tuple[str, int | None]:

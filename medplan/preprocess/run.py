@@ -3,13 +3,17 @@
 import hashlib
 import json
 import logging
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 
 from medplan.data.dataset import Dataset, RawCase
 from medplan.data.images import read_image, read_label
 from medplan.data.rawcase import files_of
 from medplan.errors import DataError, MedplanError
+from medplan.locks import try_lock
 from medplan.plan.schema import DatasetPlan, Grid
 from medplan.preprocess.atlas import Atlas, atlas_path
 from medplan.preprocess.extra import make
@@ -57,6 +61,30 @@ def preprocess(
     Raises: DataError listing every case that failed and why, after all others are done.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        return _preprocess(dataset, plan, grid, folder, workers=workers, atlas=atlas)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process prepares cases in a folder: folds are often started all at once."""
+    with folder.with_name(f".{folder.name}.lock").open("a") as file:
+        if not try_lock(file.fileno()):
+            logger.info("Another process is preparing the cases in %s; waiting for it.", folder)
+            while not try_lock(file.fileno()):
+                time.sleep(0.2)
+        yield
+
+
+def _preprocess(
+    dataset: Dataset,
+    plan: DatasetPlan,
+    grid: Grid,
+    folder: Path,
+    *,
+    workers: int,
+    atlas: Atlas | None,
+) -> Atlas | None:
     named = {case for roles in plan.folds for ids in roles.values() for case in ids}
     tested = {case.id: case for case in dataset.test_cases if case.id in named}
     cases = list((tested | {case.id: case for case in dataset.cases}).values())
@@ -76,7 +104,6 @@ def preprocess(
                 known = isinstance(error, MedplanError)
                 reason = str(error) if known else f"{type(error).__name__}: {error}"
                 failed[futures[done]] = reason
-                logger.error("%s: %s", futures[done], reason)
     finally:
         pool.shutdown(cancel_futures=True)
     if failed:

@@ -1,13 +1,14 @@
 """Writing preprocessed cases so that a reader never meets half of one, and equal input gives equal bytes."""
 
 import glob
+import shutil
 from pathlib import Path
 
 import blosc2
 import numpy as np
 import numpy.typing as npt
 
-from medplan.errors import PlanError
+from medplan.errors import DataError, PlanError
 from medplan.preprocess.geometry import Restoration
 from medplan.records import encode, read_json, write_json
 from medplan.samples.cases import Case, CaseFiles, CaseRecord
@@ -79,21 +80,26 @@ def _write_volume(path: Path, array: npt.NDArray[np.generic], codec: "blosc2.Cod
     leading = (1,) * (array.ndim - 3)
     z, y, x = array.shape[-3:]
     chunks = _fill(_CHUNK, (z, y, x))
-    blosc2.asarray(
-        np.ascontiguousarray(array),
-        urlpath=str(temporary),
-        mode="w",
-        chunks=leading + chunks,
-        blocks=leading + _fill(_BLOCK, chunks),
-        cparams={
-            "codec": codec,
-            "clevel": 1,
-            "filters": [blosc2.Filter.SHUFFLE],
-            "filters_meta": [0],
-            "nthreads": 1,
-        },
-        dparams={"nthreads": 1},
-    )
+    try:
+        blosc2.asarray(
+            np.ascontiguousarray(array),
+            urlpath=str(temporary),
+            mode="w",
+            chunks=leading + chunks,
+            blocks=leading + _fill(_BLOCK, chunks),
+            cparams={
+                "codec": codec,
+                "clevel": 1,
+                "filters": [blosc2.Filter.SHUFFLE],
+                "filters_meta": [0],
+                "nthreads": 1,
+            },
+            dparams={"nthreads": 1},
+        )
+    except RuntimeError as error:  # blosc2 does not say which call of the system failed
+        temporary.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free / 2**20
+        raise DataError(f"{path} cannot be written ({error}); {free:.0f} MiB are free on its disk.") from None
     temporary.replace(path)
 
 

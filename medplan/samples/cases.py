@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from medplan.errors import MethodError, PlanError
+from medplan.errors import DataError, MethodError, PlanError
 from medplan.records import read_json
 
 if TYPE_CHECKING:
@@ -224,6 +224,7 @@ class CaseStore:
             files = self._files(key)
             wanted = [
                 files.record,
+                files.image,
                 *(files.extra(name, numbers) for name, numbers in self.plan_of(key).extra.items()),
             ]
             if key not in self.role("test") and not all(path.is_file() for path in wanted):
@@ -279,7 +280,13 @@ def _open_volume(path: Path) -> Any:
     import blosc2
 
     # One thread: loader workers are parallel already, and a forked thread pool hangs.
-    return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+    try:
+        return blosc2.open(str(path), mode="r", dparams={"nthreads": 1})
+    except (RuntimeError, OSError) as error:
+        raise DataError(
+            f"{path}: this preprocessed file is missing or damaged ({error}). Delete it; the same command "
+            "then prepares the case again."
+        ) from None
 
 
 def _cut(array: Any, shape: Voxel, lower: Voxel | None, upper: Voxel | None) -> npt.NDArray[Any]:

@@ -5,7 +5,6 @@ import os
 import platform
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Literal
 import torch
 
 from medplan.errors import UsageError
+from medplan.locks import try_lock
 from medplan.plan.schema import Fold
 from medplan.records import read_json, write_json
 
@@ -80,7 +80,7 @@ def hold(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     with path.open("a+") as file:
-        if not _lock(file.fileno()):
+        if not try_lock(file.fileno()):
             file.seek(0)
             owner = file.read().strip() or "another process"
             raise UsageError(
@@ -117,16 +117,3 @@ class Signals:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-
-
-def _lock(descriptor: int) -> bool:
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
-    try:
-        # Not flock: loader processes would inherit it, and keep it for a while after the trainer was killed.
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -203,3 +203,21 @@ def test_the_atlas_of_one_dataset_serves_the_others(raw_dataset, tmp_path, make_
     assert preprocess(dataset, make_plan(), grid, tmp_path / "other", workers=1, atlas=atlas) is atlas
     assert not (tmp_path / "other" / "atlas.nrrd").exists()
     assert content(tmp_path / "other").items() <= content(tmp_path / "own").items()
+
+
+def test_two_processes_that_prepare_the_same_cases_at_once_take_turns(raw_dataset, tmp_path):
+    folder = tmp_path / "out"
+    with start(raw_dataset, tmp_path / "alone") as process:
+        assert process.wait() == 0
+    with start(raw_dataset, folder, delay=0.05) as one, start(raw_dataset, folder, delay=0.05) as other:
+        assert (one.wait(), other.wait()) == (0, 0)
+    assert content(folder) == content(tmp_path / "alone")
+
+
+def test_a_full_disk_is_named_as_such(raw_dataset, tmp_path, make_plan, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("Error while creating the NDArray")
+
+    monkeypatch.setattr("medplan.preprocess.storage.blosc2.asarray", refuse)
+    with pytest.raises(DataError, match="MiB are free on its disk"):
+        preprocess(open_dataset(raw_dataset), make_plan(), GRID, tmp_path / "out", workers=1)

@@ -9,7 +9,7 @@ import pytest
 
 from medplan.data.dataset import open_dataset
 from medplan.data.labels import LabelSpace
-from medplan.errors import MethodError, PlanError
+from medplan.errors import DataError, MethodError, PlanError
 from medplan.plan.schema import DatasetPlan, Grid, Normalisation, Plan, Training
 from medplan.samples.cases import Case, CaseStore
 
@@ -128,6 +128,16 @@ def test_missing_cases_are_one_sentence(store, folder):
         CaseStore({}, plan_of())
     with pytest.raises(PlanError, match="no case 'Other/x'"):
         store["Other/x"]
+
+
+def test_a_file_that_is_gone_or_cut_short_is_one_sentence(store, folder):
+    image = folder / "case01.image.b2nd"
+    image.write_bytes(image.read_bytes()[:50])
+    with pytest.raises(DataError, match=r"case01.image.b2nd: .* damaged .* Delete it"):
+        store["Phantom/case01"]
+    image.unlink()
+    with pytest.raises(PlanError, match=r"'Phantom/case01' is not preprocessed"):
+        CaseStore({"Phantom": folder}, plan_of())
 
 
 def _sum(arguments):

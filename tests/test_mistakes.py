@@ -1,0 +1,74 @@
+"""What users get wrong, and the sentence that they get back."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from medplan.cli import main
+from medplan.data.inputs import find_inputs
+from tests.conftest import make_phantom, make_raw_dataset, write_nifti
+
+
+def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--workspace", "x", "info"], "The verb comes first: medplan VERB --workspace"),
+        (
+            ["train", "-d", "X", "--gpu-memory", "1"],
+            "a flag of 'medplan plan' and 'medplan plan_and_preprocess'",
+        ),
+        (
+            ["train", "-d", "27", "3d_fullres", "0"],
+            "What is '3d_fullres 0'? 'medplan train' takes flags only",
+        ),
+        (["plan", "-d", "X", "--batch-size", "0"], "expected 1 or more"),
+        (["train", "-d", "X", "--iters", "0"], "expected 1 or more"),
+        (["predict", "-i", "x", "-o", "y"], "There is no trained model in "),
+        (["predict", "-i", "x", "-o", "y", "-d", "A", "--run", "b"], "Nothing is trained there yet"),
+        (["plan", "-d", "X"], "'medplan convert scans' takes any folder"),
+    ],
+)
+def test_one_sentence_says_what_to_do(
+    arguments: list[str],
+    hint: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_raw_dataset(tmp_path / "raw_data" / "A", num_labelled=1)
+    assert hint in said(arguments, capsys)
+
+
+def test_without_arguments_there_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "medplan plan_and_preprocess" in said([], capsys)
+
+
+def test_the_variable_of_nnunet_is_mentioned_where_it_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    asked = ["plan", "-d", "X", "--workspace", str(tmp_path)]
+    assert "$nnUNet_raw is not set" in said(asked, capsys)
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    assert "is not set" not in said(asked, capsys)
+
+
+def test_inputs_that_are_passed_over_or_look_like_channels_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    phantom = make_phantom(0)
+    for name in ("a_0000.nii.gz", "a_0001.nii.gz", "b.mha"):
+        write_nifti(tmp_path / name, phantom.image, phantom.spacing_mm)
+    with caplog.at_level(logging.WARNING):
+        find_inputs(tmp_path, 1, ".nii.gz")
+    assert "only the 2 .nii.gz files are taken; put the 1 of other formats (b.mha)" in caplog.text
+    assert "'a_0001' is taken for a scan of its own" in caplog.text
