@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["fold_roles", "plan_datasets"]
 
+COLOUR_ENDS = (1.0, 255.0, 65535.0)
+"""Of what colours are stored as: shares, 8 bits or 16 bits."""
+
 
 def plan_datasets(
     method: str,
@@ -166,9 +169,11 @@ def _labels(facts: "Fingerprint", overrides: Overrides) -> LabelSpace:
 
 def _normalisation(needs: "Needs", facts: "Fingerprint", channel: int) -> tuple[Normalisation, str]:
     modality = facts.modalities[channel]
+    if modality == "RGB":
+        highest = max((one.max for case in facts.cases for one in case.nonzero), default=255.0)
+        high = next((end for end in COLOUR_ENDS if highest <= end), highest)
+        return Normalisation(scheme="unit", low=0.0, high=high), f"RGB: 0..{high:g} becomes 0..1"
     if needs.normalisation == "unit":
-        if modality == "RGB":
-            return Normalisation(scheme="unit", low=0.0, high=255.0), "the method wants 0..1"
         return (
             Normalisation(scheme="unit", percentiles=(0.5, 99.5)),
             "the method wants 0..1: the 0.5 and 99.5 percentiles of each case",

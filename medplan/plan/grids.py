@@ -128,7 +128,7 @@ def choose_crop(
 def choose_normalisation(
     modality: Modality, *, foreground: Mapping[str, float] | None, masked_background: bool
 ) -> tuple[Normalisation, str]:
-    """Choose how a channel is normalised, and give the reason.
+    """Choose how a channel that is no colour is normalised, and give the reason.
 
     Args:
         foreground: ``mean``, ``std``, ``p00_5`` and ``p99_5`` of the intensities inside the classes over the
@@ -148,8 +148,6 @@ def choose_normalisation(
     if modality == "CT":
         window = Normalisation(scheme="zscore", low=-1000.0, high=1000.0, mean=0.0, std=500.0)
         return window, "CT without labels: clipped to -1000..1000 HU, divided by 500"
-    if modality == "RGB":
-        return Normalisation(scheme="unit", low=0.0, high=255.0), "RGB: 0..255 becomes 0..1"
     if masked_background:
         scheme = Normalisation(scheme="zscore", nonzero_only=True)
         return scheme, f"{modality}: z-score per case inside the mask, because the background is exactly 0"

@@ -27,6 +27,7 @@ def make_fingerprint(
     spacing_mm: tuple[float, float, float] | None = (1.0, 1.0, 1.0),
     orientation: str = "RAS",
     modality: Modality = "MR",
+    highest: float = 900.0,
     class_voxels: dict[str, int] | None = None,
     absent_classes: tuple[str, ...] = (),
     margin: int = 0,
@@ -36,7 +37,9 @@ def make_fingerprint(
 ) -> Fingerprint:
     """Return the fingerprint of equal cases; domains and patients go round them."""
     class_voxels = class_voxels or {"organ": 100_000, "tumour": 20_000}
-    intensity = Intensity(mean=100.0, std=20.0, median=90.0, min=-900.0, max=900.0, p00_5=-50.0, p99_5=250.0)
+    intensity = Intensity(
+        mean=100.0, std=20.0, median=90.0, min=-900.0, max=highest, p00_5=-50.0, p99_5=250.0
+    )
     present = {
         key: ClassFacts(voxels=n, size_voxels=(9, 9, 9), size_mm=None) for key, n in class_voxels.items()
     }

@@ -77,13 +77,25 @@ def test_axes_are_those_of_the_canonical_orientation(plan: Make, fingerprint: Ma
 
 
 def test_pictures_have_two_dimensions_and_no_spacing(plan: Make, fingerprint: Make) -> None:
-    facts = fingerprint(shape=(1, 300, 400), spacing_mm=None, modality="RGB", channels=("R", "G", "B"))
+    facts = fingerprint(
+        shape=(1, 300, 400), spacing_mm=None, modality="RGB", highest=250.0, channels=("R", "G", "B")
+    )
     made = plan(facts)
     assert (made.dims, made.grid.spacing_mm, made.grid.orientation, made.grid.crop) == (2, None, None, "none")
     assert made.patch_size[0] == 1
     assert all(n.scheme == "unit" and n.high == 255 for n in made.datasets[0].normalisations)
     with pytest.raises(PlanError, match="no spacing"):
         plan(facts, spacing=(1.0,))
+
+
+@pytest.mark.parametrize(("highest", "expected"), [(0.98, 1.0), (250.0, 255.0), (40_000.0, 65535.0)])
+@pytest.mark.parametrize("wanted", ["auto", "unit"])
+def test_colours_keep_their_contrast_whatever_they_are_stored_as(
+    plan: Make, fingerprint: Make, toy: Make, highest: float, expected: float, wanted: str
+) -> None:
+    facts = fingerprint(shape=(1, 300, 400), spacing_mm=None, modality="RGB", highest=highest)
+    (normalisation,) = plan(facts, method=toy(normalisation=wanted)).datasets[0].normalisations
+    assert (normalisation.scheme, normalisation.low, normalisation.high) == ("unit", 0.0, expected)
 
 
 def test_thin_volumes_are_learned_slice_by_slice(plan: Make, fingerprint: Make) -> None:
