@@ -39,18 +39,25 @@ class Runtime:
 
     @classmethod
     def choose(
-        cls, device: str = "auto", *, precision: Literal["auto", "bf16", "fp32"] = "auto"
+        cls,
+        device: str = "auto",
+        *,
+        precision: Literal["auto", "bf16", "fp32"] = "auto",
+        joins: bool = False,
     ) -> "Runtime":
-        """Pick a device and join the process group if `torchrun` started this process.
+        """Pick a device.
 
         Args:
             device: ``auto`` (CUDA, else Apple's GPU, else CPU), ``cpu``, ``cuda``, ``cuda:<n>`` or ``mps``.
                 Under `torchrun`, ``auto`` and ``cuda`` give each process of a machine its own GPU.
             precision: ``auto`` takes bf16 where the hardware computes in it (never fp16).
+            joins: train together with the other processes that `torchrun` started; else compute alone.
 
         Raises: UsageError if there is no such device.
         """
-        world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+        world, rank = (
+            (int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))) if joins else (1, 0)
+        )
         chosen = _find_device(device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
         on_gpu = chosen.type == "cuda"
         if on_gpu:

@@ -1,6 +1,8 @@
 """The commands of the README, one after the other, on phantoms."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +49,27 @@ def test_every_stage_leaves_its_file(space: Path) -> None:
     assert all((run / name).is_file() for name in files)
     assert (run / "validation" / "best" / "summary.json").is_file()
     assert (space / "plans" / "Phantom" / "fingerprint.json").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_train_together_and_one_evaluates(space: Path) -> None:
+    # Without the two dashes torchrun takes --run for an option of its own.
+    ranks = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "--",
+        "medplan.cli",
+    ]
+    command = ["train", "-d", "7", "-m", "supervised", *TRAIN, "--run", "ranks", "--workspace", str(space)]
+    done = subprocess.run([*ranks, *command], capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert said.count("validation Dice") == 1 and said.count("Validation: ") == 1
+    assert (space / "results/Phantom/supervised/ranks/fold_0/validation/best/summary.json").is_file()
 
 
 def test_predicting_evaluating_and_reporting_follow_without_further_words(

@@ -46,7 +46,7 @@ def train(
     if minutes is not None and (minutes <= 0 or overrides.iterations is not None):
         raise UsageError("--minutes should be a positive number, and given without --iters.")
     space = Workspace.open(workspace)
-    runtime = Runtime.choose(device)
+    runtime = Runtime.choose(device, joins=True)
     plan = _with_numbers(_find_plan(space, dataset, method, start_from), overrides)
     chosen = read_fold(fold)
     folder = space.run_folder(plan.name, plan.method, run) / f"fold_{chosen}"
@@ -76,11 +76,12 @@ def train(
         compile=compile_network,
         track=track,
     )
+    # All ranks leave together: while the first evaluates, the others would wait for it, or end under it.
+    runtime.close()
     if runtime.is_main:
         for summary in evaluate_run(folder, plan, chosen, raw_folder=space.raw_folder, runtime=runtime):
             print(f"Validation: {summary}")
         print(f"Model: {folder.parent}")
-    runtime.close()
 
 
 def _find_plan(space: Workspace, dataset: str, method: str | None, start_from: Path | None) -> "Plan":

@@ -69,6 +69,9 @@ def train(
     workers = default_workers(runtime, plan) if workers is None else workers
     if runtime.device.type == "cpu":
         tune_allocator()
+    if not runtime.is_main:
+        # What all ranks know is said once.
+        logging.getLogger("medplan").setLevel(logging.WARNING)
     with ExitStack() as stack:
         trackers = []
         if runtime.is_main:

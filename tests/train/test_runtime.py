@@ -29,6 +29,17 @@ def test_autocast_computes_in_bf16_where_asked_and_never_in_fp16() -> None:
         assert layer(image).dtype == torch.float32
 
 
+def test_only_who_trains_joins_the_processes_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined: list[str] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr("medplan.runtime.dist.init_process_group", lambda kind, **_: joined.append(kind))
+    alone = Runtime.choose("cpu")
+    assert (alone.world, alone.rank, joined) == (1, 0, [])
+    together = Runtime.choose("cpu", joins=True)
+    assert (together.world, together.rank, joined) == (2, 1, ["gloo"])
+
+
 def test_alone_everything_is_its_own_average() -> None:
     runtime, tensor = Runtime(device=torch.device("cpu")), torch.ones(3)
     assert runtime.average([tensor])[0] is tensor
