@@ -92,6 +92,7 @@ FROM_SCRATCH: Mapping[str, Any] = {
     "turning": 0.7,
     "strong_view": True,
     "contrast": 0.5,
+    "match": 0.5,
 }
 """For a U-Net, which must first learn what pretrained encoders know."""
 
@@ -137,6 +138,8 @@ class Config:
         strong_view: degrade the intensities of what is learned from further than of what pseudo-labels are
             made from. Released: no.
         contrast: probability that a strong view shows another contrast, as another modality might.
+        match: probability that a strong view of a labelled patch has the histogram of an unlabelled case.
+            Released: 0.
         turning: probability of a rotation, and of a scaling. Released: 0.35.
         threshold: least probability of a pseudo-label; below it a voxel does not count. Released: 0.
         ema: decay of a second set of weights that makes the pseudo-labels and the predictions; 0 for none.
@@ -164,6 +167,7 @@ class Config:
     paste_back: float = 0.0
     strong_view: bool = False
     contrast: float = 0.0
+    match: float = 0.0
     turning: float = 0.2
     threshold: float = 0.0
     ema: float = 0.0
@@ -173,11 +177,11 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.warmup + self.ramp <= 1 or min(self.warmup, self.ramp) < 0:
             raise ValueError(f"'warmup' {self.warmup} and 'ramp' {self.ramp} should be parts of 1")
-        if self.contrast > 0 and not self.strong_view:
-            raise ValueError("'contrast' is of the strong view; set 'strong_view' too")
+        if max(self.contrast, self.match) > 0 and not self.strong_view:
+            raise ValueError("'contrast' and 'match' are of the strong view; set 'strong_view' too")
         if not 0 < self.paste_fraction[0] <= self.paste_fraction[1] <= 1:
             raise ValueError(f"'paste_fraction' {self.paste_fraction} should be rising and within (0, 1]")
-        for name in ("threshold", "ema", "alpha", "contrast", "turning", "paste_back"):
+        for name in ("threshold", "ema", "alpha", "contrast", "match", "turning", "paste_back"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"'{name}' should be within [0, 1], found {getattr(self, name)}")
 
@@ -275,7 +279,9 @@ class SDMessenger(Method):
         odds, degrees = config.turning, min(spatial.degrees, DEGREES)
         spatial = replace(spatial, rotation_probability=odds, scaling_probability=odds, degrees=degrees)
         weak = Augmentation(patch_size=patch_size, mirror_axes=(), keeps_slices=self.plan.dims == 2)
-        augment: Augment = WeakAndStrong(weak, contrast=config.contrast) if config.strong_view else weak
+        augment: Augment = (
+            WeakAndStrong(weak, contrast=config.contrast, match=config.match) if config.strong_view else weak
+        )
         sample: Sampler = Labelled(patch_size, spatial=spatial)
         if config.learn_from_unlabelled:
             sample = DrawsPaste(LabelledAndUnlabelled(patch_size, spatial=spatial))

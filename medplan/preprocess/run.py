@@ -27,7 +27,7 @@ __all__ = ["preprocess"]
 
 Sources = dict[str, tuple[int, int, str]]
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the same input would be preprocessed to other values."""
 
 logger = logging.getLogger(__name__)

@@ -51,6 +51,7 @@ def write_case(
         spacing_mm=case.spacing_mm,
         is_labelled=case.codes is not None,
         codes=tuple(sorted(case.locations)),
+        quantiles=tuple(tuple(map(float, channel)) for channel in case.histogram),
         digest=digest,
         sources=sources,
         restoration=encode(restoration),

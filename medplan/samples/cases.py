@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from medplan.errors import DataError, MethodError, PlanError
 from medplan.records import read_json
+from medplan.samples.histogram import quantiles
 
 if TYPE_CHECKING:
     from medplan.plan.schema import DatasetPlan, Fold, Plan
@@ -50,6 +51,7 @@ class Case:
         domain: scanner, centre, vendor or modality the case comes from, if the dataset says.
         prompts: what a user gave with the image (boxes in voxels of the preprocessed grid), by name.
         extra: further sliceable volumes (Z, Y, X) that a method asked to be preprocessed, by name.
+        quantiles: of a stored case, so that its histogram is known without reading it.
     """
 
     key: str
@@ -60,6 +62,7 @@ class Case:
     domain: str | None = None
     prompts: Mapping[str, Any] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    quantiles: npt.NDArray[np.float32] | None = None
 
     @property
     def dataset(self) -> str:
@@ -73,6 +76,11 @@ class Case:
     def shape(self) -> Voxel:
         z, y, x = self.pixels.shape[1:]
         return int(z), int(y), int(x)
+
+    @property
+    def histogram(self) -> npt.NDArray[np.float32]:
+        """(C, 33): see `medplan.samples.histogram.quantiles`."""
+        return quantiles(self.image()) if self.quantiles is None else self.quantiles
 
     def image(self, lower: Voxel | None = None, upper: Voxel | None = None) -> npt.NDArray[np.float32]:
         """Return (C, *upper - lower) float32, 0 outside the case. Without a box, the whole case."""
@@ -112,6 +120,7 @@ class CaseRecord:
         spacing_mm: (z, y, x); None for pictures.
         is_labelled: whether there is a label map.
         codes: codes above 0 that occur in it.
+        quantiles: per channel, see `medplan.samples.histogram.quantiles`.
         digest: of the plan's facts and the content of the source files.
         sources: per source file its bytes, time of change in ns, and digest.
         restoration: a `medplan.preprocess.geometry.Restoration` as plain data.
@@ -122,6 +131,7 @@ class CaseRecord:
     spacing_mm: tuple[float, float, float] | None
     is_labelled: bool
     codes: tuple[int, ...]
+    quantiles: tuple[tuple[float, ...], ...]
     digest: str
     sources: dict[str, tuple[int, int, str]]
     restoration: dict[str, Any]
@@ -193,6 +203,7 @@ def open_case(
         locations=locations,
         domain=domain,
         extra={name: _open_volume(files.extra(name, numbers)) for name, numbers in (extra or {}).items()},
+        quantiles=np.array(record.quantiles, np.float32),
     )
 
 

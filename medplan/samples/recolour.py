@@ -1,7 +1,7 @@
-"""Random contrast: another look of the same anatomy, as another sequence or modality might show it.
+"""Another look of the same anatomy: a random one, or that of another image.
 
-Source: Ouyang et al. 2022, "Causality-inspired single-source domain generalization for medical image
-segmentation", arXiv:2111.12525 (its global intensity augmentation).
+Source of the random one: Ouyang et al. 2022, "Causality-inspired single-source domain generalization for
+medical image segmentation", arXiv:2111.12525 (its global intensity augmentation).
 Differs: mean and deviation of the patch are kept instead of its Frobenius norm.
 """
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["random_contrast"]
+__all__ = ["match_histogram", "random_contrast"]
 
 NUM_LAYERS, WIDTH = 4, 2
 SLOPE = 0.01
@@ -45,6 +45,24 @@ def random_contrast(image: Tensor, rng: np.random.Generator, *, keeps_slices: bo
     mixed = share * _standardised(changed[0]) + (1 - share) * _standardised(image)
     deviation, mean = torch.std_mean(image, correction=0)
     return _standardised(mixed) * deviation + mean
+
+
+def match_histogram(image: Tensor, mapping_C2Q: Tensor, *, share: float) -> Tensor:
+    """Give the image other intensities, linearly between the quantiles of a map.
+
+    Args:
+        image: (C, Z, Y, X) float32. Not changed.
+        mapping_C2Q: see `medplan.samples.histogram.histogram_map`.
+        share: of the new intensities against the old ones, in [0, 1].
+    """
+    changed = torch.empty_like(image)
+    for channel, (old, new), result in zip(image, mapping_C2Q, changed, strict=True):
+        upper = torch.searchsorted(old, channel, right=True).clamp(1, len(old) - 1)
+        low, high = old[upper - 1], old[upper]
+        part = ((channel - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
+        matched = torch.lerp(new[upper - 1], new[upper], part)
+        torch.lerp(channel, matched, share, out=result)
+    return changed
 
 
 def _standardised(image: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import numpy as np
 
 from medplan.errors import MethodError
 from medplan.samples.cases import Case, CaseStore
+from medplan.samples.histogram import histogram_map
 from medplan.samples.spatial import Spatial, Transform
 
 __all__ = [
@@ -79,7 +80,8 @@ class Unlabelled:
 class LabelledAndUnlabelled:
     """A labelled patch and an unlabelled one: ``image``, ``label`` and ``unlabelled_image``.
 
-    ``case`` holds both keys joined by a space; the second transform is ``unlabelled_transform``.
+    ``case`` holds both keys joined by a space; the second transform is ``unlabelled_transform``;
+    ``histogram_map`` leads from the intensities of the labelled case to those of the unlabelled one.
     """
 
     patch_size: Voxel
@@ -98,6 +100,9 @@ class LabelledAndUnlabelled:
             "unlabelled_image": unlabelled["image"],
             "unlabelled_transform": unlabelled["transform"],
             "case": f"{labelled['case']} {unlabelled['case']}",
+            "histogram_map": histogram_map(
+                store[labelled["case"]].histogram, store[unlabelled["case"]].histogram
+            ),
         }
 
 

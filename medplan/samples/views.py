@@ -7,7 +7,7 @@ import torch
 
 from medplan.randomness import generator as numpy_generator
 from medplan.samples.augment import Augmentation
-from medplan.samples.recolour import random_contrast
+from medplan.samples.recolour import match_histogram, random_contrast
 
 __all__ = ["WeakAndStrong"]
 
@@ -24,10 +24,13 @@ class WeakAndStrong:
     Attributes:
         base: the weak augmentation.
         contrast: probability that a strong view shows another contrast, see `random_contrast`.
+        match: probability that a labelled image is shown with the intensities of an unlabelled one, as
+            ``histogram_map`` of the batch says.
     """
 
     base: Augmentation
     contrast: float = 0.0
+    match: float = 0.0
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
         batch = self.base(batch, generator)
@@ -53,6 +56,9 @@ class WeakAndStrong:
                     else int(torch.randint(2**62, (1,), generator=generator))
                 )
                 rng = numpy_generator(seed, "strong", key)
+                if key == "image" and "histogram_map" in batch and rng.random() < self.match:
+                    mapping, share = batch["histogram_map"][number], float(rng.random()) ** 0.5
+                    image.copy_(match_histogram(image, mapping, share=share))
                 if rng.random() < self.contrast:
                     image.copy_(random_contrast(image, rng, keeps_slices=self.base.keeps_slices))
                 strong.degrade(image, strong.draw(rng, num_channels=len(image)))

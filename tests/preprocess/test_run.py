@@ -20,6 +20,8 @@ from medplan.preprocess.prepare import prepare
 from medplan.preprocess.run import preprocess
 from medplan.preprocess.storage import read_record
 from medplan.records import decode
+from medplan.samples.cases import open_case
+from medplan.samples.histogram import quantiles
 from tests.conftest import make_raw_dataset
 
 GRID = Grid(spacing_mm=(2.0, 2.0, 2.0))
@@ -185,6 +187,13 @@ def test_never_more_volumes_in_flight_than_workers(raw_dataset, tmp_path, make_p
     monkeypatch.setattr(run, "_case", counted)
     preprocess(open_dataset(raw_dataset), make_plan(), GRID, tmp_path / "out", workers=2)
     assert most[0] <= 2
+
+
+def test_the_histogram_of_a_stored_case_is_known_without_reading_it(raw_dataset, tmp_path, make_plan):
+    preprocess(open_dataset(raw_dataset), make_plan(), GRID, tmp_path / "out", workers=2)
+    case = open_case(tmp_path / "out", "Phantom/case00")
+    assert case.quantiles is not None
+    assert np.allclose(case.quantiles, quantiles(case.image()), atol=1e-6)
 
 
 def test_the_record_of_a_case_holds_the_way_back(raw_dataset, tmp_path, make_plan):
