@@ -3,8 +3,10 @@
 Windows are visited in order of z. Only the planes that later windows still reach are held, in a ring of as
 many planes as a window is deep; planes that no later window reaches are handed on and their place is used
 again. So the memory does not depend on the number of slices. The weights of a window are separable and each
-axis is normalised
-beforehand: what the ring adds up is finished logits, and no volume of weights is kept.
+axis is normalised beforehand: what the ring adds up is finished logits, and no volume of weights is kept.
+
+Where the memory of a GPU does not suffice, fewer windows go through the network at once, and at last the ring
+moves to the host.
 """
 
 # Shapes: B windows, C channels, K outputs, Z Y X voxels of the case; a window is (pz, py, px).
@@ -15,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from itertools import combinations, islice, product
+from itertools import combinations, product
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +29,9 @@ from medplan.errors import MethodError
 from medplan.method import Predictor
 from medplan.samples.cases import Case
 
-__all__ = ["ahead", "choose_batch_size", "classes_of", "num_windows", "predict_case", "predict_classes"]
+__all__ = ["ahead", "choose_batch_size", "classes_of", "predict_case", "predict_classes"]
 
 Voxel = tuple[int, int, int]
-Corner = Sequence[int]
 Autocast = Callable[[], AbstractContextManager[object]]
 
 logger = logging.getLogger(__name__)
@@ -89,21 +90,35 @@ def predict_case(
         torch.as_tensor(_axis_weights(size, patch, starts), dtype=torch.float32, device=ring.device)
         for size, patch, starts in zip(case.shape, patch_size, corners, strict=True)
     ]
-    finished = 0
-    windows = product(*(list(enumerate(starts)) for starts in corners))
-    for batch in _batches(windows, batch_size or choose_batch_size(patch_size, num_outputs)):
-        lowest = [tuple(start for _, start in window) for window in batch]
-        forward = partial(_forward, several, case, patch_size, num_outputs, mirror_axes, torch.device(device))
-        with torch.no_grad(), autocast():
-            logits = _in_parts(forward, lowest).to(ring.device)
-        scale = 1.0 / (len(several) * 2 ** len(mirror_axes))
-        for window, corner, logits_KZYX in zip(batch, lowest, logits, strict=True):
+    windows = list(product(*(list(enumerate(starts)) for starts in corners)))
+    forward = partial(_forward, several, case, patch_size, num_outputs, mirror_axes, torch.device(device))
+    scale = 1.0 / (len(several) * 2 ** len(mirror_axes))
+    done, finished, size = 0, 0, batch_size or choose_batch_size(patch_size, num_outputs)
+    while done < len(windows):
+        batch = windows[done : done + size]
+        lowest = [(z, y, x) for (_, z), (_, y), (_, x) in batch]
+        found: Tensor | None = None
+        try:
+            with torch.no_grad(), autocast():
+                found = forward(lowest)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1 and ring.device.type == "cpu":
+                raise
+        # Not while the error is handled: it holds on to what the network has computed.
+        if found is None:
+            size = max(1, len(batch) // 2)
+            if len(batch) == 1:
+                logger.info("A window of '%s' needs all memory: logits are added on the host.", case.key)
+                ring, weights = ring.cpu(), [axis.cpu() for axis in weights]
+            continue
+        for window, corner, logits_KZYX in zip(batch, lowest, found.to(ring.device), strict=True):
             if corner[0] > finished:
                 yield from _hand_on(ring, finished, corner[0])
                 finished = corner[0]
             weight = [axis[index] for axis, (index, _) in zip(weights, window, strict=True)]
             _add(ring, logits_KZYX, corner, weight, case.shape, scale)
-        del logits
+        done += len(batch)
+        del found, logits_KZYX
     yield from _hand_on(ring, finished, case.shape[0])
 
 
@@ -139,7 +154,7 @@ def predict_classes(
     table = _codes_of_classes(labels)
     plane = 0
     for slab in slabs:
-        codes[plane : plane + slab.shape[1]] = table[classes_of(slab, labels).cpu().numpy()]
+        codes[plane : plane + slab.shape[1]] = table[classes_of(slab, labels).to(torch.int16).cpu().numpy()]
         plane += slab.shape[1]
     return codes
 
@@ -181,11 +196,6 @@ def choose_batch_size(patch_size: Voxel, num_outputs: int) -> int:
     return max(1, min(16, WINDOW_BYTES // (math.prod(patch_size) * (512 + 8 * num_outputs))))
 
 
-def num_windows(shape: Voxel, patch_size: Voxel, step: float = 0.5) -> int:
-    """Return how many windows cover a case of that shape."""
-    return math.prod(len(_corners(size, patch, step)) for size, patch in zip(shape, patch_size, strict=True))
-
-
 def _corners(size: int, patch: int, step: float) -> tuple[int, ...]:
     """Spread windows evenly from end to end, at most `step` windows apart; a larger window is centred."""
     if size <= patch:
@@ -206,13 +216,6 @@ def _axis_weights(size: int, patch: int, corners: Sequence[int]) -> npt.NDArray[
     return weights / total[np.clip(places, 0, size - 1)]
 
 
-def _batches(
-    windows: Iterator[tuple[tuple[int, int], ...]], size: int
-) -> Iterator[list[tuple[tuple[int, int], ...]]]:
-    while batch := list(islice(windows, size)):
-        yield batch
-
-
 def _make_ring(shape: tuple[int, ...], ring_bytes: int, device: torch.device) -> Tensor:
     kind = torch.float32 if 4 * math.prod(shape) <= ring_bytes else torch.float16
     try:
@@ -224,17 +227,6 @@ def _make_ring(shape: tuple[int, ...], ring_bytes: int, device: torch.device) ->
     return torch.zeros(shape, dtype=kind)
 
 
-def _in_parts(forward: Callable[[Sequence[Corner]], Tensor], lowest: Sequence[Corner]) -> Tensor:
-    """Send windows through the network, fewer at a time where they do not fit into the memory together."""
-    try:
-        return forward(lowest)
-    except torch.OutOfMemoryError:
-        if len(lowest) == 1:
-            raise
-    half = len(lowest) // 2
-    return torch.cat([_in_parts(forward, lowest[:half]), _in_parts(forward, lowest[half:])])
-
-
 def _forward(
     predictors: Sequence[Predictor],
     case: Case,
@@ -242,10 +234,9 @@ def _forward(
     num_outputs: int,
     mirror_axes: Sequence[int],
     device: torch.device,
-    lowest: Sequence[Sequence[int]],
+    corners: Sequence[Voxel],
 ) -> Tensor:
     """Return the sum over predictors and flips of the logits (B, K, pz, py, px)."""
-    corners = [(int(z), int(y), int(x)) for z, y, x in lowest]
     pixels = [
         case.image(corner, (corner[0] + patch_size[0], corner[1] + patch_size[1], corner[2] + patch_size[2]))
         for corner in corners
