@@ -307,7 +307,8 @@ class Plan:
         axes = (0, 1, 2)[3 - self.dims :]
         if not dataset.labels.tells_sides:
             return axes
-        return axes[:-1] if self.grid.orientation is not None or self.grid.spacing_mm is None else ()
+        is_picture = self.grid.spacing_mm is None and dataset.median_spacing_mm is None
+        return axes[:-1] if self.grid.orientation is not None or is_picture else ()
 
     @property
     def num_channels(self) -> int:

@@ -362,5 +362,8 @@ def test_nothing_is_flipped_that_could_change_sides(
     plan: Make, fingerprint: Make, orientation: str | None, expected: tuple[int, ...]
 ) -> None:
     made = plan(fingerprint(class_voxels={"left kidney": 9000}))
-    made = replace(made, grid=replace(made.grid, orientation=orientation))
-    assert made.mirror_axes(made.datasets[0]) == expected
+    for spacing in (made.grid.spacing_mm, None):  # resampled, and squeezed to a shape
+        made = replace(made, grid=replace(made.grid, orientation=orientation, spacing_mm=spacing))
+        assert made.mirror_axes(made.datasets[0]) == expected
+    pictures = plan(fingerprint(class_voxels={"left eye": 9000}, spacing_mm=None, shape=(1, 300, 400)))
+    assert pictures.mirror_axes(pictures.datasets[0]) == (1,)
