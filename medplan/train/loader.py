@@ -161,7 +161,7 @@ class _Joined:
         return cls(torch.cat([tensor.flatten() for tensor in tensors]), tuple(t.shape for t in tensors))
 
     def parts(self) -> list[Tensor]:
-        pieces = self.joined.split([shape.numel() for shape in self.shapes])
+        pieces = torch.split(self.joined, [shape.numel() for shape in self.shapes])
         return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
     def pin_memory(self) -> "_Joined":

@@ -110,7 +110,7 @@ class _TensorBoard:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=None)
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():

@@ -16,10 +16,8 @@ from medplan.data.labels import LabelSpace
 from medplan.errors import UsageError
 from medplan.evaluate.charts import ticks
 from medplan.evaluate.overlays import PREDICTION_COLOUR, REFERENCE_COLOUR, overlay, radiological
-from medplan.evaluate.plots import box_plots
 from medplan.evaluate.report import Evaluation, write_report
 from medplan.evaluate.run import evaluate
-from medplan.evaluate.summary import Summary
 
 LABELS = LabelSpace(
     names=("liver <left & right>", "spleen"), values=((1,), (2, 3)), others_are_background=True
@@ -221,17 +219,6 @@ def test_overlays_of_volumes_and_pictures_outline_both(evaluation: Evaluation, t
     for picture in (volume, flat):
         assert share_of(REFERENCE_COLOUR, picture) > 0.0005
         assert share_of(PREDICTION_COLOUR, picture) > 0.0005
-
-
-def test_box_plots_are_drawn(evaluation: Evaluation, tmp_path: Path) -> None:
-    for metric in ("dice", "hd95"):
-        assert (
-            box_plots(evaluation.summary, tmp_path / "b.png", metric=metric)
-            .read_bytes()
-            .startswith(b"\x89PNG")
-        )
-    nothing = Summary(class_names=("a",), class_keys=("1",), cases=())
-    assert box_plots(nothing, tmp_path / "c.png").is_file()
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0.31, 0.97), (-3, 1e5), (1e-7, 3e-7), (2, 2)])

@@ -14,8 +14,9 @@ from medplan.learning.pseudo_labels import (
 from medplan.networks.messenger import Messenger, Messengers
 from medplan.networks.mit import MixTransformer, load_encoder
 from medplan.networks.mlp_head import MlpHead
-from medplan.networks.segformer import MessengerSegFormer, messenger_from_published, whole_from_published
+from medplan.networks.segformer import MessengerSegFormer
 from medplan.samples.paste import Boxes
+from tests.parity.released_sdmessenger import messenger_from_published, whole_from_published
 
 
 def build(size, stages, *, shares_batch=False):
