@@ -224,12 +224,17 @@ def build_parser() -> argparse.ArgumentParser:
         "--allow-missing", action="store_true", help="references without prediction are left out"
     )
 
-    report = verb("report", "evaluation", "Write one HTML page about a run.", flags.workspace)
+    report = verb(
+        "report", "evaluation", "Write one HTML page about a run, or about predictions.", flags.workspace
+    )
     flags.model(report)
     report.add_argument(
-        "-i", "--input", type=Path, help="folder that 'evaluate' wrote to (default: the run's validation)"
+        "-i",
+        "--input",
+        type=Path,
+        help="folder of predictions, evaluated or not (default: the run's validation)",
     )
-    report.add_argument("--images", type=Path, help="folder of its images, for the overlays")
+    report.add_argument("--images", type=Path, help="folder of their images, for the overlays")
     report.add_argument(
         "-o", "--output", type=Path, help="file to write (default report.html in the run's folder)"
     )

@@ -1,5 +1,6 @@
 """Verbs about scores: evaluate, report."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,9 @@ def report(
     from medplan.predict.folder import find_folds
 
     space = Workspace.open(workspace)
+    if input is not None and not (input / "summary.json").is_file():
+        print(f"Report: {_previews(space, input, images, output)}")
+        return
     source = trained.find(space)
     if not source.is_dir():
         raise UsageError(f"'{source}' is not a run folder; a report needs the log of the training.")
@@ -109,6 +113,36 @@ def _validation(space: Workspace, folder: Path, checkpoint: str) -> list["Evalua
     return found
 
 
+def _previews(space: Workspace, input: Path, images: Path | None, output: Path | None) -> Path:
+    """Show predictions that were not evaluated."""
+    from medplan.data.dataset import open_dataset
+    from medplan.data.description import read_description
+    from medplan.data.inputs import find_inputs
+    from medplan.evaluate.previews import write_previews
+    from medplan.evaluate.run import label_files
+
+    found = label_files(input)
+    if not (input / "dataset.json").is_file():
+        raise UsageError(f"{input} holds neither a summary.json nor the dataset.json that 'predict' writes.")
+    description = read_description(input)
+    if images is not None:
+        cases = find_inputs(images, len(description.channels))
+    else:
+        try:
+            name = json.loads((input / "dataset.json").read_text()).get("name", "")
+            dataset = open_dataset(space.raw_folder(name))
+            cases = (*dataset.cases, *dataset.test_cases)
+        except MedplanError:
+            cases = ()
+    return write_previews(
+        found,
+        output or input / "report.html",
+        images={case.id: case.images for case in cases},
+        labels=description.labels,
+        title=input.resolve().name,
+    )
+
+
 def _images(folder: Path, summary: "Summary", num_channels: int) -> dict[str, tuple[Path, ...]]:
     """Return the images of the cases of a summary."""
     from medplan.data.inputs import find_inputs
@@ -124,6 +158,8 @@ def _labels(predictions: Path, dataset: str | None, workspace: Path | None) -> "
     if dataset is not None:
         return read_description(Workspace.open(workspace).raw_folder(dataset)).labels
     folder = predictions if predictions.is_dir() else predictions.parent
+    if not predictions.exists():
+        raise UsageError(f"There is no folder or file '{predictions}' (-i).")
     if not (folder / "dataset.json").is_file():
         raise UsageError(f"{folder} does not say what its label values mean; name the dataset with -d.")
     return read_description(folder).labels

@@ -96,7 +96,7 @@ def predict(
         separate_tasks=separate_tasks,
         prompts=prompts,
     )
-    print(f"Predictions: {output}")
+    print(f"Predictions: {output} ('medplan report -i {output}' shows them)")
 
 
 def export(

@@ -48,18 +48,19 @@ class _View:
 
 
 def overlay(
-    images: Sequence[Path], prediction: Path, reference: Path, *, keys: Sequence[str], dpi: int = 130
+    images: Sequence[Path], prediction: Path, reference: Path | None, *, keys: Sequence[str], dpi: int = 130
 ) -> bytes:
     """Draw one case as a JPEG.
 
     The first row outlines reference and prediction; with several classes a second row fills the predicted
-    classes. Each plane goes through the slice with most reference (most prediction, where the reference is
-    empty), and the view is cropped around both.
+    classes. Without a reference there is one row, which outlines every class in its own colour. Each plane
+    goes through the slice with most reference (most prediction, where the reference is empty), and the view
+    is cropped around both.
 
     Args:
         images: the files of the case; three channels of a picture are shown as colours, else the first one.
         prediction: label file.
-        reference: label file on the same grid.
+        reference: label file on the same grid, or None.
         keys: raw values of each class as in summary.json: "3" or "(1, 2)".
         dpi: pixels per inch; one of three planes is 3.2 inches wide.
 
@@ -69,7 +70,7 @@ def overlay(
 
     views, unit = _views(images, prediction, reference, keys)
     members = [tuple(int(value) for value in re.findall(r"-?\d+", key)) for key in keys]
-    num_rows = 2 if len(keys) > 1 else 1
+    num_rows = 2 if len(keys) > 1 and reference is not None else 1
     inches = INCHES if len(views) > 1 else 1.6 * INCHES
     thickness = inches / INCHES * (1.0 if len(keys) <= MANY_CLASSES else 0.5)
     figure = Figure(figsize=(inches * len(views), inches * num_rows), dpi=dpi, facecolor="black")
@@ -78,7 +79,10 @@ def overlay(
     for column, view in enumerate(views):
         for row in range(num_rows):
             _show(axes[row][column], view, unit)
-        _outlines(axes[0][column], view, members, thickness=thickness)
+        if reference is None:
+            _coloured_outlines(axes[0][column], view, members, thickness=thickness)
+        else:
+            _outlines(axes[0][column], view, members, thickness=thickness)
         if num_rows > 1:
             _fills(axes[1][column], view, members)
     picture = io.BytesIO()
@@ -105,11 +109,11 @@ def radiological(array: Array, geometry: Geometry) -> tuple[Array, tuple[float, 
 
 
 def _views(
-    images: Sequence[Path], prediction: Path, reference: Path, keys: Sequence[str]
+    images: Sequence[Path], prediction: Path, reference: Path | None, keys: Sequence[str]
 ) -> tuple[list[_View], str]:
     scan = read_image(images)
-    predicted, _ = read_label(prediction)
-    true, geometry = read_label(reference)
+    predicted, geometry = read_label(prediction)
+    true = np.zeros_like(predicted) if reference is None else read_label(reference)[0]
     if not scan.array.shape[1:] == predicted.shape == true.shape:
         raise DataError(
             f"{prediction}: image, prediction and reference have shapes {scan.array.shape[1:]}, "
@@ -174,6 +178,8 @@ def _grey_levels(image: Array, box: tuple[slice, ...] | None = None) -> Array:
 
 
 def _show(axes: Any, view: _View, unit: str) -> None:
+    from matplotlib.patheffects import withStroke
+
     rows, columns = view.reference.shape
     height, width = rows * view.pitch[0], columns * view.pitch[1]
     axes.imshow(
@@ -183,7 +189,8 @@ def _show(axes: Any, view: _View, unit: str) -> None:
     side = max(height, width)
     axes.set_xlim((width - side) / 2, (width + side) / 2)
     axes.set_ylim((height + side) / 2, (height - side) / 2)
-    text = {"color": "white", "fontsize": 8.5, "transform": axes.transAxes, "alpha": 0.92}
+    edge = [withStroke(linewidth=1.8, foreground="black")]  # white letters on bright tissue
+    text = {"color": "white", "fontsize": 8.5, "transform": axes.transAxes, "path_effects": edge}
     left, right, top, bottom = view.edges
     axes.text(0.015, 0.5, left, ha="left", va="center", **text)
     axes.text(0.985, 0.5, right, ha="right", va="center", **text)
@@ -193,10 +200,24 @@ def _show(axes: Any, view: _View, unit: str) -> None:
     bar = _round_length(side / 4)
     start = (width + side) / 2 - bar - 0.03 * side
     level = (height + side) / 2 - 0.035 * side
-    axes.plot([start, start + bar], [level, level], color="white", linewidth=1.6, solid_capstyle="butt")
-    axes.text(start + bar / 2, level - 0.012 * side, f"{bar:g} {unit}", color="white", fontsize=7.5,
-    ha="center",
-              va="bottom")  # fmt: skip
+    axes.plot(
+        [start, start + bar],
+        [level, level],
+        color="white",
+        linewidth=1.6,
+        solid_capstyle="butt",
+        path_effects=[withStroke(linewidth=3.2, foreground="black")],
+    )
+    axes.text(
+        start + bar / 2,
+        level - 0.012 * side,
+        f"{bar:g} {unit}",
+        color="white",
+        fontsize=7.5,
+        ha="center",
+        va="bottom",
+        path_effects=edge,
+    )
 
 
 def _outlines(axes: Any, view: _View, members: Sequence[tuple[int, ...]], *, thickness: float) -> None:
@@ -204,6 +225,14 @@ def _outlines(axes: Any, view: _View, members: Sequence[tuple[int, ...]], *, thi
         _outline(axes, np.isin(view.reference, values), view.pitch, REFERENCE_COLOUR, 2.0 * thickness)
     for values in members:
         _outline(axes, np.isin(view.prediction, values), view.pitch, PREDICTION_COLOUR, 1.1 * thickness)
+
+
+def _coloured_outlines(
+    axes: Any, view: _View, members: Sequence[tuple[int, ...]], *, thickness: float
+) -> None:
+    for number, values in enumerate(members):
+        colour = CLASS_COLOURS[number % len(CLASS_COLOURS)]
+        _outline(axes, np.isin(view.prediction, values), view.pitch, colour, 1.4 * thickness)
 
 
 def _outline(axes: Any, mask: Array, pitch: tuple[float, float], colour: str, width: float) -> None:

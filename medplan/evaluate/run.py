@@ -124,7 +124,7 @@ def pair_up(
     Returns: (id, prediction, reference) sorted by id, and the ids of references without a prediction.
     Raises: DataError if predictions are missing (unless allowed), or nothing matches.
     """
-    predicted, true = _label_files(predictions), _label_files(references)
+    predicted, true = label_files(predictions), label_files(references)
     if predictions.is_file() and references.is_file():
         predicted = {next(iter(true)): predictions}
     missing, surplus = sorted(true.keys() - predicted.keys()), sorted(predicted.keys() - true.keys())
@@ -182,7 +182,11 @@ def _prompts_of(predictions: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _label_files(path: Path) -> dict[str, Path]:
+def label_files(path: Path) -> dict[str, Path]:
+    """Return the label files in a folder (or the one file) by case; what else lies there does not count.
+
+    Raises: DataError if there are none, or two of one case.
+    """
     endings = sorted({*IMAGE_ENDINGS, *PICTURE_ENDINGS}, key=len, reverse=True)
     if path.is_file():
         return {path.name.removesuffix(ending_of(path)): path}
