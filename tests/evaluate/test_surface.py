@@ -75,10 +75,11 @@ def test_concentric_balls_are_the_difference_of_their_radii_apart() -> None:
 
 def test_planes_that_are_shifted_are_apart_by_the_shift() -> None:
     first, second = np.zeros((2, 12, 6, 6), dtype=bool)
-    first[2], second[7] = True, True
-    scores = surface_scores(first, second, spacing_mm=(0.7, 1, 1), tolerance_mm=3.5)
-    assert scores.hd95 == pytest.approx(3.5)
-    assert scores.assd == pytest.approx(3.5)
+    first[2], second[5] = True, True
+    assert 3 * 0.1 > 0.3
+    scores = surface_scores(first, second, spacing_mm=(0.1, 1, 1), tolerance_mm=0.3)
+    assert scores.hd95 == pytest.approx(0.3)
+    assert scores.assd == pytest.approx(0.3)
     assert scores.nsd == 1, "a tolerance equal to the distance includes it, whatever the rounding"
 
 

@@ -66,6 +66,11 @@ def test_smoothness_is_zero_for_shifts_and_the_squared_slope_for_ramps():
     assert smoothness(ramp) == pytest.approx(4 / 9)
 
 
+def test_a_slice_is_as_smooth_as_a_volume_of_its_copies():
+    flow = noise(3, (2, 3, 1, 6, 7))
+    assert smoothness(flow) == pytest.approx(float(smoothness(flow.expand(2, 3, 4, 6, 7))))
+
+
 def test_quality_of_a_field_names_folding():
     still = field_quality(torch.zeros(1, 3, 5, 5, 5))
     assert still["folding_percent"] == 0 and still["log_jacobian_std"] == 0

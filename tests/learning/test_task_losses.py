@@ -74,6 +74,18 @@ def test_halves_of_a_batch_have_the_mean_loss_of_the_whole_whatever_tasks_they_h
     assert loss([logits], codes, source, is_real) == pytest.approx(sum(parts).item() / 2, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("found", "missed", "invented", "alpha"), [(6, 4, 0, 0.2), (6, 0, 4, 0.8), (5, 2, 6, 0.75)]
+)
+def test_the_commoner_errors_weigh_more_within_limits(found, missed, invented, alpha):
+    target, predicted = torch.zeros(2, 20, dtype=torch.bool)
+    target[: found + missed] = True
+    predicted[:found] = predicted[10 : 10 + invented] = True
+    logits = torch.where(predicted, 30.0, -30.0)
+    loss = adaptive_tversky(logits.view(1, 1, 1, 4, 5), target.view(1, 1, 1, 4, 5)).item()
+    assert loss == pytest.approx(1 - found / (found + alpha * invented + (1 - alpha) * missed), abs=1e-5)
+
+
 def test_losses_are_computed_in_float32():
     logits = torch.randn(1, 1, 8, 8, 8).half()
     target = torch.rand(1, 1, 8, 8, 8) < 0.5

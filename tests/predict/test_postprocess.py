@@ -54,6 +54,16 @@ def test_a_step_that_removes_false_components_is_taken() -> None:
     assert record.dice_before is not None and record.dice_before < 1 and record.dice_after == 1.0
 
 
+def test_a_class_that_is_rightly_removed_altogether_weighs_up_a_small_loss_elsewhere() -> None:
+    shown = blocks((3, 0, 0, 0), (300, 3, 0, 0))
+    shown[11, 11, 11] = 300
+    without = blocks((3, 0, 0, 0))
+    invented = without.copy()
+    invented[11, 11, 11] = 300
+    assert decide([(shown, shown), (invented, without)], LABELS).largest_foreground
+    assert not decide([(shown, shown), (without, without)], LABELS).largest_foreground
+
+
 def test_a_class_that_comes_in_two_parts_is_left_alone() -> None:
     reference = blocks((3, 0, 0, 0), (3, 8, 8, 8), (300, 0, 8, 0))
     record = decide([(reference, reference)] * 2, LABELS)
