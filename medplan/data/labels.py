@@ -10,6 +10,7 @@ from medplan.errors import DataError
 
 __all__ = ["IGNORE", "LabelSpace"]
 
+PIECE = 1 << 20
 IGNORE = -1
 """Class index of voxels that were not annotated; losses and metrics leave them out."""
 
@@ -108,7 +109,11 @@ class LabelSpace:
         for value, code in pairs:
             if low <= value <= high:
                 table[value - low] = code
-        encoded: npt.NDArray[np.int16] = table[raw.astype(np.int64) - low]
+        values, encoded = raw.reshape(-1), np.empty(raw.shape, dtype=np.int16)
+        codes = encoded.reshape(-1)
+        for start in range(0, raw.size, PIECE):  # indices of 8 bytes for all voxels at once would be large
+            piece = slice(start, start + PIECE)
+            codes[piece] = table[values[piece].astype(np.int64) - low]
         if (table == unknown).any() and (encoded == unknown).any():
             found = sorted(int(value) for value in np.unique(raw[encoded == unknown]))
             declared = sorted(value for values in self.values for value in values)
@@ -119,9 +124,7 @@ class LabelSpace:
         return encoded
 
     def decode(self, classes: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
-        """Translate predicted class indices (0 background, i + 1 class i) into raw values for a label
-        file.
-        """
+        """Translate predicted class indices (0 background, i + 1 class i) into the raw values of a file."""
         values = self.region_order if self.region_order is not None else tuple(v[0] for v in self.values)
         low, high = min(values, default=0), max(values, default=0)
         kind = np.int32 if low < 0 or high > 65535 else np.uint16 if high > 255 else np.uint8

@@ -20,7 +20,7 @@ __all__ = ["make"]
 NAMES = ("superpixels",)
 
 
-def make(name: str, case: Case, numbers: Mapping[str, Any]) -> npt.NDArray[np.int16]:
+def make(name: str, case: Case, numbers: Mapping[str, Any]) -> npt.NDArray[np.integer]:
     """Return the volume (Z, Y, X) of that name.
 
     Raises: PlanError for a name or a number that is not known.

@@ -50,7 +50,7 @@ class Superpixels:
         return max(1, round(self.min_size_mm2 / (spacing_mm[1] * spacing_mm[2])))
 
 
-def superpixels(case: Case, numbers: Superpixels) -> npt.NDArray[np.int16]:
+def superpixels(case: Case, numbers: Superpixels) -> npt.NDArray[np.integer]:
     """Return (Z, Y, X): in every slice 0 outside the body, and regions 1 to n without gaps.
 
     The first channel is used. Equal input gives equal regions.
@@ -63,7 +63,7 @@ def superpixels(case: Case, numbers: Superpixels) -> npt.NDArray[np.int16]:
     smallest = numbers.pixels(case.spacing_mm)
     threshold = half_otsu(volume)
     grey = grey_levels(volume)
-    result = np.zeros(volume.shape, dtype=np.int16)
+    result = np.zeros(volume.shape, dtype=np.int16 if volume[0].size // smallest < 2**15 else np.int32)
     for plane, source, target in zip(volume > threshold, grey, result, strict=True):
         body = _largest_filled(plane)
         if body.any():

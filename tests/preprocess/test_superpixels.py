@@ -92,3 +92,10 @@ def test_extra_volumes_are_made_once_and_again_with_their_case(raw_dataset, tmp_
         case.volume("other")
     other = CaseFiles(folder, name).extra("superpixels", {"min_size": 21})
     assert other != path
+
+
+def test_more_regions_than_sixteen_bits_count_keep_their_numbers():
+    picture = np.random.default_rng(0).random((1, 1, 260, 260)).astype(np.float32) + 1
+    picture[..., 0] = 0
+    found = superpixels(Case(key="a/b", pixels=picture), Superpixels(scale=1e-9, sigma=0.0, min_size=1))
+    assert found.min() == 0 and found.max() > 2**15
