@@ -55,8 +55,8 @@ from medplan.method import (
 )  # fmt: skip
 from medplan.networks.bilevel import step_apart, step_registration, step_segmentation
 from medplan.networks.distillation import Distillation, exchange
-from medplan.networks.encoders import ENCODERS, build_encoder, build_teacher, load_encoder
-from medplan.networks.joint import JointNetwork, UNetEncoder, Voxel
+from medplan.networks.encoders import ENCODERS, build_encoder, build_network, build_teacher, load_encoder
+from medplan.networks.joint import UNetEncoder, Voxel
 from medplan.networks.pairing import Pair, Pairing
 from medplan.networks.random_affine import RandomAffine
 from medplan.networks.warp import warp
@@ -200,7 +200,7 @@ class BiJROS(Method):
             slices_at_once=self.config.slices_at_once,
         )
         labels = plan.datasets[0].labels
-        self.network = JointNetwork.build(encoder, labels.num_outputs, recompute=self.config.recompute)
+        self.network = build_network(encoder, labels.num_outputs, recompute=self.config.recompute)
         self.pairing = Pairing(
             self.network,
             labels,

@@ -1,14 +1,22 @@
-"""The encoders that joint registration and segmentation can use, by name."""
+"""The encoders that joint registration and segmentation can use, by name, and the network around one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medplan.networks.joint import UNetEncoder, VolumeEncoder, load_published_encoder
+from torch import nn
+
+from medplan.networks.joint import (
+    JointNetwork,
+    PyramidDecoder,
+    UNetEncoder,
+    VolumeEncoder,
+    load_published_encoder,
+)
 from medplan.networks.sam import TOKEN_PIXELS, load_sam_image_encoder
-from medplan.networks.slices import SliceEncoder
+from medplan.networks.slices import SliceDecoder, SliceEncoder
 from medplan.networks.synthseg import SynthSegEncoder, load_synthseg_encoder
 
-__all__ = ["ENCODERS", "build_encoder", "build_teacher", "load_encoder"]
+__all__ = ["ENCODERS", "build_encoder", "build_network", "build_teacher", "load_encoder"]
 
 ENCODERS = ("bijros", "rrl", "sam", "synthseg")
 
@@ -44,6 +52,28 @@ def build_teacher(
     """Return SAM for the slices of a patch."""
     side = -(-max(patch_size[1:]) // TOKEN_PIXELS) * TOKEN_PIXELS
     return SliceEncoder(inputs, variant=variant, side=side, at_once=slices_at_once)
+
+
+def build_network(encoder: VolumeEncoder, num_outputs: int, *, recompute: bool = False) -> JointNetwork:
+    """Add the decoders that suit an encoder, with a flow that starts near zero.
+
+    Args:
+        recompute: spare memory in all three, see `VolumeEncoder`.
+    """
+    registration: SliceDecoder | PyramidDecoder
+    segmentation: SliceDecoder | PyramidDecoder
+    if len(encoder.channels) == 1:
+        registration = SliceDecoder(encoder, images=2, outputs=3, kernel=3)
+        segmentation = SliceDecoder(encoder, images=1, outputs=num_outputs, kernel=1)
+    else:
+        registration = PyramidDecoder(encoder, images=2, outputs=3, kernel=3, skip_first=False)
+        segmentation = PyramidDecoder(encoder, images=1, outputs=num_outputs, kernel=1, skip_first=True)
+        registration.recompute = segmentation.recompute = recompute
+    encoder.recompute = recompute
+    nn.init.normal_(registration.head.weight, std=1e-5)
+    if registration.head.bias is not None:
+        nn.init.zeros_(registration.head.bias)
+    return JointNetwork(encoder, registration, segmentation)
 
 
 def load_encoder(encoder: VolumeEncoder, weights: Mapping[str, Any], *, where: str) -> None:

@@ -160,30 +160,6 @@ class JointNetwork(nn.Module):
         super().__init__()
         self.encoder, self.registration, self.segmentation = encoder, registration, segmentation
 
-    @classmethod
-    def build(cls, encoder: VolumeEncoder, num_outputs: int, *, recompute: bool = False) -> "JointNetwork":
-        """Add the decoders that suit the encoder, with a flow that starts near zero.
-
-        Args:
-            recompute: spare memory in all three, see `VolumeEncoder`.
-        """
-        from medplan.networks.slices import SliceDecoder
-
-        registration: SliceDecoder | PyramidDecoder
-        segmentation: SliceDecoder | PyramidDecoder
-        if len(encoder.channels) == 1:
-            registration = SliceDecoder(encoder, images=2, outputs=3, kernel=3)
-            segmentation = SliceDecoder(encoder, images=1, outputs=num_outputs, kernel=1)
-        else:
-            registration = PyramidDecoder(encoder, images=2, outputs=3, kernel=3, skip_first=False)
-            segmentation = PyramidDecoder(encoder, images=1, outputs=num_outputs, kernel=1, skip_first=True)
-            registration.recompute = segmentation.recompute = recompute
-        encoder.recompute = recompute
-        nn.init.normal_(registration.head.weight, std=1e-5)
-        if registration.head.bias is not None:
-            nn.init.zeros_(registration.head.bias)
-        return cls(encoder, registration, segmentation)
-
     def encode(self, volume_BCZYX: Tensor) -> Maps:
         """Return the encoder's maps of the padded volume."""
         size = volume_BCZYX.shape[-3:]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from medplan.networks.joint import JointNetwork
+from medplan.networks.encoders import build_network
 from medplan.networks.sam import SAM_VARIANTS, SamVariant
 from medplan.networks.slices import SliceEncoder
 
@@ -36,7 +36,7 @@ def test_two_volumes_are_two_single_ones_and_channels_lie_behind_each_other(enco
 
 @torch.no_grad()
 def test_decoders_climb_back_to_sizes_that_sam_does_not_take(encoder):
-    network = JointNetwork.build(encoder, 4).eval()
+    network = build_network(encoder, 4).eval()
     size = (3, 20, 28)
     maps = network.encode(torch.rand(1, 1, *size))
     assert network.segment(maps, size).shape == (1, 4, *size)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from medplan.errors import CheckpointError
-from medplan.networks.joint import JointNetwork
+from medplan.networks.encoders import build_network
 from medplan.networks.synthseg import SynthSegEncoder, load_synthseg_encoder
 
 
@@ -68,7 +68,7 @@ def test_files_with_something_missing_or_without_an_encoder_are_refused():
 
 @pytest.mark.parametrize("size", [(20, 18, 16), (33, 32, 28)])
 def test_sizes_that_are_no_multiple_of_sixteen_are_padded_and_cut_back(size):
-    network = JointNetwork.build(SynthSegEncoder(1, (2, 4, 6, 8, 10)), 3).eval()
+    network = build_network(SynthSegEncoder(1, (2, 4, 6, 8, 10)), 3).eval()
     maps = network.encode(torch.rand(1, 1, *size))
     assert all(side % 16 == 0 for side in network.encoder.padded(size))
     assert network.segment(maps, size).shape == (1, 3, *size)

@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from medplan.learning.registration import agreement, local_correlation, smoothness
 from medplan.method import Progress
-from medplan.networks.joint import JointNetwork, UNetEncoder, from_published
+from medplan.networks.encoders import build_network
+from medplan.networks.joint import UNetEncoder, from_published
 from medplan.networks.warp import warp
 from tests.methods.bijros_case import FixedNorm, Recorder, tiny_bijros
 
@@ -14,14 +15,14 @@ NUM_OUTPUTS = 14
 
 
 def network_of(original):
-    network = JointNetwork.build(UNetEncoder(), NUM_OUTPUTS)
+    network = build_network(UNetEncoder(), NUM_OUTPUTS)
     network.load_state_dict(from_published(original.state()))
     return network.double().eval()
 
 
 def test_every_published_tensor_has_a_place(reference):
     original = reference("bijros")
-    network = JointNetwork.build(UNetEncoder(), NUM_OUTPUTS)
+    network = build_network(UNetEncoder(), NUM_OUTPUTS)
     renamed = from_published(original.state())
     assert len(renamed) == original.description["parameters"]["state_dict_tensors"]
     assert renamed.keys() == network.state_dict().keys()
