@@ -10,7 +10,7 @@ from medplan.errors import DataError
 
 __all__ = ["IGNORE", "LabelSpace"]
 
-PIECE = 1 << 20
+PIECE = 1 << 16
 IGNORE = -1
 """Class index of voxels that were not annotated; losses and metrics leave them out."""
 
@@ -113,7 +113,7 @@ class LabelSpace:
         codes = encoded.reshape(-1)
         for start in range(0, raw.size, PIECE):  # indices of 8 bytes for all voxels at once would be large
             piece = slice(start, start + PIECE)
-            codes[piece] = table[values[piece].astype(np.int64) - low]
+            codes[piece] = table.take(values[piece].astype(np.int64) - low)
         if (table == unknown).any() and (encoded == unknown).any():
             found = sorted(int(value) for value in np.unique(raw[encoded == unknown]))
             declared = sorted(value for values in self.values for value in values)
