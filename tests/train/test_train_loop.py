@@ -214,6 +214,16 @@ def test_a_signal_saves_the_step_and_ends_with_the_signals_status(
     assert "same command goes on" in caplog.text
 
 
+def test_a_disk_without_room_for_the_checkpoints_is_refused_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = sum(4 * tensor.numel() for tensor in build(toy_plan(), Toy).state_dict().values())
+    monkeypatch.setattr(run_module, "free_disk", lambda folder: 6 * weights)
+    with pytest.raises(CheckpointError, match="0 MiB are free on this disk"):
+        go(tmp_path, toy_plan())
+    assert not (tmp_path / "last.pt").exists()
+
+
 def test_unknown_trackers_are_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"tensorbord.*did you mean 'tensorboard'"):
         go(tmp_path, toy_plan(), track=("tensorbord",))
