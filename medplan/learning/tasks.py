@@ -7,6 +7,7 @@ that a number stays what it is.
 
 import re
 from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
 
 from medplan.errors import MethodError, did_you_mean
 from medplan.plan.schema import DatasetPlan, Plan
@@ -15,6 +16,7 @@ __all__ = [
     "UNKNOWN",
     "added_tasks",
     "append_new",
+    "begins_as",
     "expected_tasks",
     "modalities_of",
     "modality_of",
@@ -45,6 +47,29 @@ def task_names(dataset: DatasetPlan, shared: Mapping[str, str]) -> tuple[str, ..
     """
     owner = shared.get(dataset.name, dataset.name)
     return tuple(f"{owner}/{name}" for name in dataset.labels.names)
+
+
+def begins_as(task: str, tasks: Sequence[str], learnt: Sequence[str]) -> str:
+    """Return which of the learnt tasks a task begins as when another network is gone on from.
+
+    That is itself, or else the same class in that dataset which has most classes in common with the task's
+    own, and among such the one whose name is most alike (``AMOSCT``, ``AMOSMR``). A class that was not
+    learnt begins as itself. Tokens of several datasets are not averaged: each finds its class where it lies
+    in its own images.
+    """
+    dataset, _, wanted = task.partition("/")
+    if task in learnt:
+        return task
+
+    def classes(of: str, names: Sequence[str]) -> set[str]:
+        return {name.removeprefix(f"{of}/") for name in names if name.startswith(f"{of}/")}
+
+    def likeness(other: str) -> tuple[int, float]:
+        common = classes(dataset, tasks) & classes(other, learnt)
+        return len(common), SequenceMatcher(None, dataset.lower(), other.lower()).ratio()
+
+    owners = [owner for owner, _, name in (each.partition("/") for each in learnt) if name == wanted]
+    return f"{max(owners, key=likeness)}/{wanted}" if owners else task
 
 
 def append_new(known: Sequence[str], found: Sequence[str]) -> tuple[str, ...]:

@@ -50,6 +50,7 @@ from medplan.learning.task_losses import TaskLoss
 from medplan.learning.tasks import (
     added_tasks,
     append_new,
+    begins_as,
     expected_tasks,
     modalities_of,
     modality_of_case,
@@ -254,7 +255,7 @@ class Hermes(Method):
         self._take_over(state, tasks=PUBLISHED_TASKS, modalities=PUBLISHED_MODALITIES, where=where)
 
     def start_from(self, weights: Mapping[str, Tensor], plan: Plan, *, where: str) -> None:
-        """Take over what another run predicts with; tokens by the names of tasks, else of classes."""
+        """Take over what another run predicts with; tokens of a new task are those of `begins_as`."""
         if plan.method != self.plan.method:
             raise MethodError(f"{where}: was trained with '{plan.method}', not with '{self.plan.method}'.")
         config = _with_names(decode(Config, plan.config, where=where), plan)
@@ -335,17 +336,14 @@ class Hermes(Method):
     def _take_over(
         self, weights: Mapping[str, Tensor], *, tasks: Sequence[str], modalities: Sequence[str], where: str
     ) -> None:
+        begun = [begins_as(name, self.config.tasks, tasks) for name in self.config.tasks]
         state = translate(
-            weights,
-            self.network,
-            tasks=(tasks, self.config.tasks),
-            modalities=(modalities, self.config.modalities),
+            weights, self.network, tasks=(tasks, begun), modalities=(modalities, self.config.modalities)
         )
         restore(self.network, state, where=where)
         self.average = MovingAverage(self.network)
-        classes = {name.partition("/")[2] for name in tasks}
-        new = [name for name in self.config.tasks if name.partition("/")[2] not in classes]
-        logger.info("%s: tokens taken over; of no class there: %s.", where, ", ".join(new) or "none")
+        for name, first in zip(self.config.tasks, begun, strict=True):
+            logger.info("%s: '%s' begins %s.", where, name, f"as '{first}'" if first in tasks else "anew")
 
     def _part(self, shape: tuple[int, int, int]) -> tuple[EllipsisType | slice, ...]:
         """Return the part of a patch that the network sees: without padding, in steps of one patch.

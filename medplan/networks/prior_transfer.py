@@ -35,9 +35,9 @@ def translate(
 
     Args:
         weights: of the other network.
-        network: a task of the same class in other datasets begins as the mean of theirs; one of a class that
-            the other network has not learnt keeps its row, and a modality begins as the unknown one.
-        tasks, modalities: names by number, first the other network's, then this one's.
+        network: whose own rows stay where the other has no such name. A modality without a row in the other
+            network begins as its unknown one.
+        tasks, modalities: names by number, first the other network's, then this one's, as what they begin.
 
     Returns: a state with the keys of `weights`; the caller loads it strictly.
     """
@@ -71,13 +71,7 @@ def _rows(tasks: Tensor, added: Tensor | None) -> Tensor:
 
 
 def _by_name(theirs: Tensor, mine: Tensor, names: Sequence[str], my_names: Sequence[str]) -> Tensor:
-    """Return `mine` with those rows replaced that the other has: of the same name, or else the mean of those
-    of the same class."""
-    classes = [name.split("/", 1)[-1] for name in names]
-    rows = mine.clone()
-    for row, name in enumerate(my_names):
-        same = [place for place, known in enumerate(names) if known == name]
-        same = same or [place for place, known in enumerate(classes) if known == name.split("/", 1)[-1]]
-        if same:
-            rows[row] = theirs[same].mean(0)
-    return rows
+    """Return `mine` with those rows replaced that the other has under the same name."""
+    places = {name: row for row, name in enumerate(names)}
+    rows = [theirs[places[name]] if name in places else mine[row] for row, name in enumerate(my_names)]
+    return torch.stack(rows) if rows else theirs[:0]

@@ -9,6 +9,7 @@ from medplan.errors import MethodError
 from medplan.learning.tasks import (
     added_tasks,
     append_new,
+    begins_as,
     modalities_of,
     modality_of,
     modality_of_case,
@@ -80,3 +81,22 @@ def test_added_tasks_come_last_or_the_plan_is_refused():
     assert added_tasks(("A/liver", "A/spleen", "B/atrium"), (old, new), (new,), {}) == ("B/atrium",)
     with pytest.raises(MethodError, match="should come last"):
         added_tasks(("B/atrium", "A/liver", "A/spleen"), (old, new), (new,), {})
+
+
+LEARNT = ("CT/liver", "CT/spleen", "CT/aorta", "HeartOne/ventricle", "HeartOne/atrium", "Old/ventricle")
+
+
+@pytest.mark.parametrize(
+    ("task", "classes", "expected"),
+    [
+        ("CT/liver", ("liver",), "CT/liver"),
+        ("MR/liver", ("liver", "spleen"), "CT/liver"),
+        ("HeartTwo/ventricle", ("ventricle",), "HeartOne/ventricle"),
+        ("Oldest/ventricle", ("ventricle",), "Old/ventricle"),
+        ("Oldest/ventricle", ("ventricle", "atrium"), "HeartOne/ventricle"),
+        ("MR/lung", ("lung", "liver"), "MR/lung"),
+    ],
+)
+def test_a_new_task_begins_as_its_class_in_the_most_similar_dataset(task, classes, expected):
+    own = [f"{task.partition('/')[0]}/{name}" for name in classes]
+    assert begins_as(task, own, LEARNT) == expected

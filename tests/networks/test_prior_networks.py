@@ -124,17 +124,6 @@ def test_rows_travel_by_name_and_a_new_modality_begins_as_the_unknown_one(kind):
     assert torch.equal(unknown, after(image(), torch.tensor([[0, 1]]), torch.tensor([0])).logits)
 
 
-def test_a_new_task_begins_as_the_mean_of_those_of_its_class_and_as_itself_without_such():
-    before, after = build(PriorUNet, num_tasks=3), build(PriorUNet, num_tasks=4)
-    names, mine = ("A/liver", "A/spleen", "B/liver"), ("C/liver", "C/lung", "B/liver", "C/spleen")
-    state = translate(before.state_dict(), after, tasks=(names, mine), modalities=(("CT", "T1"),) * 2)
-    theirs, own = (network.pools()[0].tasks.detach() for network in (before, after))
-    found = state["fusions.0.pool.tasks"]
-    assert torch.equal(found[0], (theirs[0] + theirs[2]) / 2)
-    assert torch.equal(found[1], own[1]) and torch.equal(found[4], theirs[3])
-    assert torch.equal(found[2], theirs[2]) and torch.equal(found[3], theirs[1])
-
-
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="depths"):
         PriorShape(depths=(1, 2))
