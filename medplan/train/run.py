@@ -97,7 +97,7 @@ class Run:
     def start(self, *, resume: bool) -> None:
         """Continue from ``last.pt`` if there is one and `resume` says so; else start from nothing.
 
-        Raises: CheckpointError if the checkpoint belongs to another plan or fold.
+        Raises: CheckpointError if the checkpoint belongs to another plan or fold, or some ranks have none.
         """
         path = self.folder / "last.pt"
         if resume and path.exists():
@@ -106,6 +106,10 @@ class Run:
         else:
             self._enter_phase(0)
             (self.folder / "best.pt").unlink(missing_ok=True)
+        if len(set(self.runtime.gather(self.at.total))) > 1:
+            raise CheckpointError(
+                f"{path}: not all processes see this file; put the workspace on a disk that they share."
+            )
         self.log.rewind(self.at.total)
         self._share_everything()
         if self.runtime.is_main:
@@ -211,9 +215,10 @@ class Run:
             )
         changed = _differences(encode(former), encode(self.plan))
         if changed:
+            named = "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
             raise CheckpointError(
-                f"{path}: this run was started with another plan ({'; '.join(changed)}). Choose another "
-                f"--run, or delete {self.folder} to start over."
+                f"{path}: this run was started with another plan ({named}). Choose another --run, or begin "
+                "this one anew with --restart."
             )
         checkpoint.restore(self.method, state["weights"], where=str(path))
         saved = state["training"]
@@ -313,15 +318,20 @@ class Run:
 def _differences(former: Any, current: Any, key: str = "") -> list[str]:
     """Name the keys of two encoded plans that differ, as far as training depends on them."""
     if isinstance(former, dict) and isinstance(current, dict):
-        left_out = {"": ("reasons", "predicted_gpu_bytes"), "training": MAY_CHANGE}.get(key, ())
+        left_out = {"": ("reasons", "predicted_gpu_bytes", "score"), "training": MAY_CHANGE}.get(key, ())
         found = []
         for name in sorted({*former, *current} - {*left_out}):
             inner = f"{key}.{name}" if key else name
             found += _differences(former.get(name), current.get(name), inner)
         return found
+    if isinstance(former, list) and isinstance(current, list) and len(former) == len(current) <= 8:
+        pairs = enumerate(zip(former, current, strict=True))
+        return [one for number, (old, new) in pairs for one in _differences(old, new, f"{key}.{number}")]
     return [] if former == current else [f"'{key}' was {_short(former)}, is {_short(current)}"]
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 3:
+        return f"a list of {len(value)}"
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

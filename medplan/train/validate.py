@@ -40,9 +40,8 @@ def make_validator(
         own: dict[str, dict[str, float]] = {}
         for key in keys[runtime.rank :: runtime.world]:
             case, labels = store[key], store.plan_of(key).labels
-            predictor = method.predictor(
-                case, [store[name] for name in support if name.startswith(case.dataset)]
-            )
+            examples = [store[name] for name in support if name.startswith(f"{case.dataset}/")]
+            predictor = method.predictor(case, examples)
             predicted = predict_classes(
                 predictor,
                 case,
@@ -51,7 +50,7 @@ def make_validator(
                 device=runtime.device,
                 autocast=runtime.autocast,
             )
-            prefix = f"{case.dataset}/" if len(plan.learned) > 1 else ""
+            prefix = f"{case.dataset}/" if prefixed else ""
             dice = class_dice(predicted, case.label(), labels)
             own[key] = {prefix + name: value for name, value in dice.items()}
         found = {key: dice for part in runtime.gather(own) for key, dice in part.items()}

@@ -52,6 +52,14 @@ def test_batches_do_not_depend_on_workers_nor_on_where_one_begins() -> None:
         assert torch.equal(one["image"], two["image"]) and one["seed"] == two["seed"]
 
 
+@pytest.mark.slow
+def test_workers_that_are_no_forks_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    phase = phase_of(Labelled((8, 12, 12)), num_steps=2)
+    for one, two in zip(all_batches(phase), all_batches(phase, workers=1), strict=True):
+        assert torch.equal(one["image"], two["image"])
+
+
 def test_two_ranks_share_the_batch_of_one() -> None:
     phase = phase_of(Labelled((8, 12, 12)))
     ranks = [all_batches(phase, runtime=Runtime(device=CPU.device, rank=rank, world=2)) for rank in range(2)]

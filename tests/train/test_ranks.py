@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from medplan import checkpoint
+from medplan.errors import CheckpointError
 from medplan.method import Method
 from medplan.records import read_json
 from medplan.runtime import Runtime
@@ -86,3 +87,12 @@ def test_a_stop_file_ends_all_ranks_at_the_same_step(tmp_path: Path, step: int) 
     # A rank may touch the file just before or just after the first one looks for it.
     assert read_json(Record, tmp_path / "run" / "run.json").step in (step, step + 1)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_processes_that_stand_at_different_steps_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Runtime, "gather", lambda self, value: [value, 4])
+    plan, runtime = toy_plan(), Runtime(device=torch.device("cpu"))
+    with pytest.raises(CheckpointError, match="not all processes see this file"):
+        train(build(plan, Steady), plan, toy_store(plan), tmp_path, fold=0, runtime=runtime)  # type: ignore[arg-type]

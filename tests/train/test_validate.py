@@ -8,7 +8,7 @@ import torch
 from medplan.data.labels import IGNORE, LabelSpace
 from medplan.runtime import Runtime
 from medplan.train.validate import class_dice, make_validator
-from tests.train.toy import Toy, build, toy_plan, toy_store
+from tests.train.toy import MemoryStore, Toy, build, phantom_case, toy_plan, toy_store
 
 CPU = Runtime(device=torch.device("cpu"))
 TWO = LabelSpace(names=("a", "b"), values=((1,), (2,)))
@@ -74,3 +74,22 @@ def test_novel_classes_are_reported_and_choose_no_checkpoint() -> None:
     assert found["score"] == pytest.approx(found["liver"]) and "spleen" in found
     every = replace(plan, datasets=(replace(plan.datasets[0], novel=("liver", "spleen")),))
     assert make_validator(every, toy_store(every), runtime=CPU) is None
+
+
+def test_examples_are_those_of_the_dataset_of_the_case_alone() -> None:
+    plan = toy_plan()
+    other = replace(plan.datasets[0], name="Phantoms", folds=({"support": ("f",)},))
+    plan = replace(plan, datasets=(*plan.datasets, other))
+    cases = {**toy_store(plan).cases, "Phantoms/f": phantom_case("Phantoms/f", 9)}
+    roles = {"validation": ("Phantom/e",), "support": ("Phantom/a", "Phantoms/f")}
+    shown: list[str] = []
+
+    class Shown(Oracle):
+        def predictor(self, case, support):  # type: ignore[no-untyped-def]
+            shown.extend(example.key for example in support)
+            return super().predictor(case, support)
+
+    validate = make_validator(plan, MemoryStore(cases=cases, roles=roles, plan=plan), runtime=CPU)  # type: ignore[arg-type]
+    assert validate is not None
+    validate(build(plan, Shown))
+    assert shown == ["Phantom/a"]
