@@ -40,7 +40,6 @@ UNIVERSAL, LGE = "Universal", "MSCMRLGE"
 FOLDS = 4
 SMALL = ("--spacing", "4", "--gpu-memory", "1")
 PATCH = ("--patch-size", "32", "48", "48")
-PATCH_OF_LGE = ("--patch-size", "16", "32", "32")
 STARTS = ("random", "joint")
 CURVE = 5
 """Validations in the course of a training on LGE."""
@@ -54,7 +53,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=["joint", "separate", "transfer"])
     parser.add_argument("--workspace", type=Path, required=True)
     parser.add_argument("--iters", type=int, default=3819, help="of the joint training")
-    parser.add_argument("--transfer-iters", type=int, default=400, help="of each training on LGE")
+    parser.add_argument("--transfer-iters", type=int, default=150, help="of each training on LGE")
     parser.add_argument("--labelled", nargs="+", type=int, default=[1, FOLDS - 1], help="cases of LGE")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/universal.json"))
     options = parser.parse_args()
@@ -102,8 +101,7 @@ def separate(space: Workspace, name: str, seconds: float) -> dict[str, Any]:
 def plan_transfer(space: Workspace, labelled: int) -> str:
     """Plan LGE for a start from the joint network, and return the name of the plan."""
     name, first = f"{LGE}_{labelled}", space.run_folder(UNIVERSAL, "hermes", "default")
-    call(space, "-d", LGE, "--name", name, "-m", "hermes", "--labelled", str(labelled), "--from", str(first),
-         *PATCH_OF_LGE)  # fmt: skip
+    call(space, "-d", LGE, "--name", name, "-m", "hermes", "--labelled", str(labelled), "--from", str(first))
     return name
 
 
