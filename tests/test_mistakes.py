@@ -48,6 +48,49 @@ def test_one_sentence_says_what_to_do(
     assert hint in said(arguments, capsys)
 
 
+def test_a_mistake_that_is_wrong_for_every_method_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_raw_dataset(tmp_path / "raw_data" / "A", num_labelled=3)
+    error = said(["plan", "-d", "A", "--spacing", "0", "--workspace", str(tmp_path)], capsys)
+    assert error.count("should be one positive number") == 1 and ".." not in error.splitlines()[-1]
+
+
+def test_an_unknown_method_is_told_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_raw_dataset(tmp_path / "raw_data" / "A", num_labelled=3)
+    assert "did you mean 'supervised'" in said(
+        ["train", "-d", "A", "-m", "supervized", "--workspace", str(tmp_path)], capsys
+    )
+    assert not (tmp_path / "plans").exists()
+
+
+def test_every_method_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 6 and all(len(line) > 40 for line in lines if line)
+    assert "See the module" not in "".join(lines)
+
+
+def test_training_says_that_labels_came_after_the_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = make_raw_dataset(tmp_path / "raw_data" / "A", num_labelled=3, num_unlabelled=1)
+    space = ["-d", "A", "-m", "supervised", "--workspace", str(tmp_path)]
+    small = ["--spacing", "3", "--gpu-memory", "1", "--iters", "1", "--patch-size", "16", "16", "16"]
+    assert main(["plan_and_preprocess", *space, *small]) == 0
+    assert main(["train", *space]) == 0
+    out = capsys.readouterr().out
+    assert "have come or gone" not in out
+    assert "Validation: best: mean Dice 0." in out and "liver" in out
+    (raw / "labelsTr" / "case03.nii.gz").write_bytes((raw / "labelsTr" / "case02.nii.gz").read_bytes())
+    assert main(["train", *space, "--run", "second"]) == 0
+    assert "plan_and_preprocess -d A -m supervised' takes the change in" in capsys.readouterr().out
+    assert main(["train", *space, "--lr", "0.5"]) == 2
+    assert "--restart" in capsys.readouterr().err
+
+
 def test_without_arguments_there_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "medplan plan_and_preprocess" in said([], capsys)
 

@@ -19,13 +19,16 @@ MAX_NOTES = 10
 def convert(*, name: str, source: Path, target: Path | None, workspace: Path | None) -> None:
     """Turn a data set as published into a raw dataset."""
     from dataset_conversion import find
+    from medplan.data.dataset import open_dataset
 
     converter = find(name)
     if not source.is_dir():
         raise UsageError(f"--source: '{source}' is not a folder; name that of the downloaded data set.")
     folder = target or Workspace.open(workspace).raw_data / converter.CARD.name
     converter.convert(source, folder)
-    print(f"Raw dataset: {folder}")
+    cases = open_dataset(folder).cases
+    labelled = sum(case.is_labelled for case in cases)
+    print(f"Raw dataset: {folder} ({len(cases)} training cases, {labelled} of them labelled)")
 
 
 def datasets(*, workspace: Path | None) -> None:
@@ -34,8 +37,8 @@ def datasets(*, workspace: Path | None) -> None:
 
     space = Workspace.open(workspace)
     folders = space.raw_folders()
-    print(f"Datasets in {space.raw_data}:")
-    print("\n".join(f"  {folder.name}" for folder in folders) or "  none yet")
+    print("Datasets:")
+    print("\n".join(f"  {folder}" for folder in folders) or f"  none yet in {space.raw_data}")
     print("\nConverters ('medplan convert NAME --source FOLDER'):")
     for name in names():
         print(f"  {name:<18} {find(name).CARD.title}")

@@ -1,6 +1,7 @@
 """Verbs that decide and prepare: plan, preprocess, plan_and_preprocess, methods."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,16 @@ if TYPE_CHECKING:
     from medplan.plan.overrides import Overrides
     from medplan.plan.schema import DatasetPlan, Grid, Plan
 
-__all__ = ["load_plan", "make_plans", "methods", "plan", "plan_and_preprocess", "prepare_cases", "preprocess"]
+__all__ = [
+    "have_changed",
+    "load_plan",
+    "make_plans",
+    "methods",
+    "plan",
+    "plan_and_preprocess",
+    "prepare_cases",
+    "preprocess",
+]
 
 
 def methods() -> None:
@@ -21,7 +31,9 @@ def methods() -> None:
     from medplan import registry
 
     for name in registry.names():
-        print(f"{name:<14} {(registry.find(name).__doc__ or '').splitlines()[0]}")
+        about = import_module(registry.find(name).__module__).__doc__ or ""
+        print(f"{name:<14} {about.partition(chr(10))[0]}")
+    print("\n'medplan plan -d NAME' says which of them fit a dataset, and why.")
 
 
 def plan(
@@ -69,15 +81,19 @@ def make_plans(
     classes = {name: registry.find(name) for name in ([method] if method else registry.names())}
     memory = device_memory()
     rows = recommend(facts, classes, overrides, memory)
+    plans = [row.plan for row in rows if row.plan is not None]
+    if not plans:
+        reasons: dict[str, list[str]] = {}
+        for row in rows:
+            reasons.setdefault(row.reason.removesuffix("."), []).append(row.method)
+        listed = "".join(f"\n  {', '.join(names)}: {reason}." for reason, names in reasons.items())
+        raise PlanError(f"No method fits.{listed}")
     print(format_table(rows))
     if memory is None:
         print(
             "There is no GPU here, and a processor is a hundred times slower: '--gpu-memory 1' plans small "
             "patches, 'medplan train --minutes N' a training of that length."
         )
-    plans = [row.plan for row in rows if row.plan is not None]
-    if not plans:
-        raise PlanError(f"No method fits: {' '.join(f'{row.method}: {row.reason}.' for row in rows)}")
     for made in plans:
         print(f"Plan: {write_json(made, space.plan_path(made.name, made.method))}")
     return plans[0]
@@ -157,6 +173,19 @@ def _cases_at_a_time(space: Workspace, dataset: "DatasetPlan", grid: "Grid") -> 
     return max(1, min(cores(), free // most))
 
 
+def have_changed(space: Workspace, name: str) -> bool:
+    """Whether cases or labels of a dataset have come or gone since it was measured."""
+    from medplan.data.dataset import open_dataset
+    from medplan.plan.fingerprint import Fingerprint
+    from medplan.records import read_json
+
+    path = space.fingerprint_path(space.dataset_name(name))
+    if not path.is_file():
+        return False
+    now = {case.id: case.is_labelled for case in open_dataset(space.raw_folder(name)).cases}
+    return {case.id: case.is_labelled for case in read_json(Fingerprint, path).cases} != now
+
+
 def _fingerprints(
     space: Workspace,
     datasets: Sequence[str],
@@ -167,7 +196,6 @@ def _fingerprints(
 ) -> list["Fingerprint"]:
     """Return the fingerprint of each dataset, measured anew where there is none or cases came or went."""
     from medplan.commands.data import extract
-    from medplan.data.dataset import open_dataset
     from medplan.plan.fingerprint import Fingerprint
     from medplan.records import read_json
 
@@ -175,10 +203,8 @@ def _fingerprints(
     for name in (*datasets, *overrides.pretrain_on):
         path = space.fingerprint_path(space.dataset_name(name))
         known = read_json(Fingerprint, path) if path.is_file() and not refresh else None
-        if known is not None:
-            now = {case.id: case.is_labelled for case in open_dataset(space.raw_folder(name)).cases}
-            if {case.id: case.is_labelled for case in known.cases} != now:
-                print(f"Cases of '{known.name}' have come or gone since they were measured.")
-                known = None
+        if known is not None and have_changed(space, name):
+            print(f"Cases of '{known.name}' have come or gone since they were measured.")
+            known = None
         facts.append(known or extract(space, name, workers=workers))
     return facts

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medplan.commands.trained import read_fold, read_plan
-from medplan.errors import PlanError, UsageError
+from medplan.errors import MedplanError, PlanError, UsageError
 from medplan.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def train(
         trained = _build(plan, start_from, resume=False)
     if runtime.is_main:
         keep_for_prediction(store, cases, folder)
+        _tell_of_new_cases(space, plan)
         print(f"{'Resuming' if resume else 'Training'} {plan.method} on {plan.name}: {folder}", flush=True)
     run_loop(
         trained,
@@ -80,14 +81,46 @@ def train(
     runtime.close()
     if runtime.is_main:
         for summary in evaluate_run(folder, plan, chosen, raw_folder=space.raw_folder, runtime=runtime):
-            print(f"Validation: {summary}")
-        print(f"Model: {folder.parent}")
+            print(f"Validation: {_scores(summary)}  [{summary}]")
+        print(f"Model: {folder.parent} ('medplan report' shows it, 'medplan predict' uses it)")
+
+
+def _scores(path: Path) -> str:
+    """Return the mean Dice of an evaluation in words, with that of each class where they are few."""
+    from medplan.evaluate.summary import read_summary
+
+    summary = read_summary(path)
+    each = [
+        f"{name} {dice:.3f}"
+        for name, dice in zip(summary.class_names, summary.class_mean("dice"), strict=True)
+    ]
+    classes = f" ({', '.join(each)})" if 1 < len(each) <= 6 else ""
+    return f"{path.parent.name}: mean Dice {summary.mean():.3f}{classes} over {len(summary.cases)} cases"
+
+
+def _tell_of_new_cases(space: Workspace, plan: "Plan") -> None:
+    """Say so if cases or labels came after the plan, which training does not know of."""
+    from medplan.commands.planning import have_changed
+
+    for dataset in plan.datasets:
+        try:
+            changed = have_changed(space, dataset.name)
+        except MedplanError:  # the raw data need not be on the machine that trains
+            continue
+        if changed:
+            print(
+                f"Cases or labels of '{dataset.name}' have come or gone since they were measured; 'medplan "
+                f"plan_and_preprocess -d {dataset.name} -m {plan.method}' takes the change in."
+            )
 
 
 def _find_plan(space: Workspace, dataset: str, method: str | None, start_from: Path | None) -> "Plan":
     """Return the plan of the dataset for the method, making it first if there is none."""
+    from medplan import registry
     from medplan.commands.planning import load_plan, plan
 
+    if method is not None:
+        registry.find(method)  # an unknown method is an error before anything is measured
     known = method is not None and space.plan_path(space.plan_name(dataset), method).is_file()
     if method is not None and not known:
         from medplan.plan.overrides import Overrides

@@ -186,7 +186,10 @@ def open_case(
     files = CaseFiles(folder, key.split("/", 1)[-1])
     if not files.record.is_file():
         raise PlanError(_missing([key], folder))
-    record = read_json(CaseRecord, files.record)
+    try:
+        record = read_json(CaseRecord, files.record)
+    except PlanError as error:  # cut short, or of another version
+        raise PlanError(f"{error} Run 'medplan preprocess' to prepare the case again.") from None
     locations: dict[int, npt.NDArray[np.integer]] = {}
     is_labelled = record.is_labelled and with_label
     if is_labelled:

@@ -60,7 +60,8 @@ def lasting(
     if iterations < 10 * len(phases):
         raise PlanError(
             f"--minutes {minutes:g}: a step takes {max(costs.values()):.2g} s here, so that hardly anything "
-            "would be learnt; give more minutes, or a smaller --patch-size or --batch-size."
+            "would be learnt; give more minutes, or plan smaller steps, for instance with 'medplan plan -d "
+            f"{plan.name} -m {plan.method} --gpu-memory 1', or less."
         )
     # Phases of a fixed length weigh more in a short training: the mean is that of the length found first.
     mean = _mean_cost(type(method), _with_iterations(plan, iterations), costs)
