@@ -287,7 +287,7 @@ class ImplicitDecoder(nn.Module):
         after these the place in the box, if that is known.
         """
         centres_P2 = pixel_positions(shape, index_P)
-        grid_1P12 = centres_P2.flip(-1)[None, :, None].to(map_BCYX.dtype)
+        grid_1P12 = centres_P2.flip(-1)[None, :, None]
         code_compat = self.code.compat
         code = self.code(pixel_positions(shape, index_P, corners=True) if code_compat else centres_P2,
                          0.0 if depth_B is None or code_compat else depth_B)  # fmt: skip
@@ -296,7 +296,7 @@ class ImplicitDecoder(nn.Module):
             code = torch.cat([code[..., :opened], torch.zeros_like(code[..., opened:])], dim=-1)
         parts = [
             _sample(map_BCYX, grid_1P12.expand(len(map_BCYX), -1, -1, -1)),
-            _sample(positional_CYX[None].to(map_BCYX.dtype), grid_1P12).expand(len(map_BCYX), -1, -1),
+            _sample(positional_CYX[None], grid_1P12).to(map_BCYX.dtype).expand(len(map_BCYX), -1, -1),
             code.to(map_BCYX.dtype).expand(len(map_BCYX), -1, -1),
         ]
         if self.knows_box:
@@ -372,9 +372,13 @@ def _by_class(heads: nn.ModuleList, x_BPF: Tensor, classes: Sequence[int]) -> Te
 
 
 def _sample(map_BCYX: Tensor, grid_BP12: Tensor) -> Tensor:
-    """Return (B, P, C): the maps between their pixel centres; border values reach outwards."""
-    found = F.grid_sample(map_BCYX, grid_BP12, padding_mode="border", align_corners=False)
-    return found.squeeze(-1).transpose(1, 2)
+    """Return (B, P, C), of the maps' type: the maps between their pixel centres; border values reach outwards.
+
+    In bfloat16 places could be half a pixel off.
+    """
+    kind = torch.promote_types(map_BCYX.dtype, torch.float32)
+    found = F.grid_sample(map_BCYX.to(kind), grid_BP12.to(kind), padding_mode="border", align_corners=False)
+    return found.to(map_BCYX.dtype).squeeze(-1).transpose(1, 2)
 
 
 def _at(x_BPF: Tensor, index_BK: Tensor) -> Tensor:

@@ -180,3 +180,14 @@ def test_a_closed_code_says_nothing_about_place_but_its_open_entries():
     features = network.features(field, positional, (4, 4), torch.arange(16), openness=0.0)
     assert torch.equal(features[..., MAP + POSITIONAL + 3 :], torch.zeros(1, 16, 60))
     assert features[..., MAP + POSITIONAL + 1].std() > 0
+
+
+def test_maps_are_sampled_where_points_are_in_half_precision_too():
+    decoder = ImplicitDecoder(1, 2, code=CoordinateCode())
+    stripes = (torch.arange(96) % 2).float().expand(1, 1, 96, 96)
+    points = torch.arange(1024 * 512, 1024 * 513)
+    exact, rough = (
+        decoder.features(stripes.to(kind), torch.zeros(1, 24, 24), (1024, 1024), points)[0, :, 0].float()
+        for kind in (torch.float32, torch.bfloat16)
+    )
+    assert (exact - rough).abs().max() < 0.005
