@@ -111,7 +111,9 @@ def test_inputs_that_are_passed_over_or_look_like_channels_are_told(
     phantom = make_phantom(0)
     for name in ("a_0000.nii.gz", "a_0001.nii.gz", "b.mha"):
         write_nifti(tmp_path / name, phantom.image, phantom.spacing_mm)
+    (tmp_path / "a.png").touch()
     with caplog.at_level(logging.WARNING):
-        find_inputs(tmp_path, 1, ".nii.gz")
-    assert "only the 2 .nii.gz files are taken; put the 1 of other formats (b.mha)" in caplog.text
+        found = find_inputs(tmp_path, 1, ".nii.gz")
+    assert [case.id for case in found] == ["a", "a_0001", "b"]
+    assert "the 3 volumes are taken, the 1 pictures (a.png) are not" in caplog.text
     assert "'a_0001' is taken for a scan of its own" in caplog.text

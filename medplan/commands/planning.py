@@ -89,7 +89,7 @@ def make_plans(
         listed = "".join(f"\n  {', '.join(names)}: {reason}." for reason, names in reasons.items())
         raise PlanError(f"No method fits.{listed}")
     print(format_table(rows))
-    if memory is None:
+    if memory is None and overrides.gpu_memory is None:
         print(
             "There is no GPU here, and a processor is a hundred times slower: '--gpu-memory 1' plans small "
             "patches, 'medplan train --minutes N' a training of that length."

@@ -24,8 +24,7 @@ def find_inputs(path: Path, channels: int, file_ending: str | None = None) -> tu
             with one DICOM series, or a folder of such folders (``CASE``, or ``CASE_0000`` where there are
             several channels).
         channels: number that the model needs.
-        file_ending: if files of several formats lie in the folder, only those of this one are taken if there
-            are any.
+        file_ending: where volumes and pictures lie in one folder, those of its kind are taken.
 
     Returns: cases without labels, sorted by id.
     Raises: DataError if there is nothing to predict, or naming the channels that are missing.
@@ -51,16 +50,19 @@ def find_inputs(path: Path, channels: int, file_ending: str | None = None) -> tu
     files = [
         other for other in path.iterdir() if other.is_file() and ending_of(other) and other.name[0] != "."
     ]
-    wanted = [other for other in files if ending_of(other) == file_ending]
+    is_picture = file_ending in PICTURE_ENDINGS
+    wanted = [other for other in files if (ending_of(other) in PICTURE_ENDINGS) == is_picture]
     if files:
         passed_over = sorted(other.name for other in files if wanted and other not in wanted)
         if passed_over:
+            kinds = ("pictures", "volumes") if is_picture else ("volumes", "pictures")
             logger.warning(
-                "%s: only the %d %s files are taken; put the %d of other formats (%s) into their own folder.",
+                "%s: the %d %s are taken, the %d %s (%s) are not.",
                 path,
                 len(wanted),
-                file_ending,
+                kinds[0],
                 len(passed_over),
+                kinds[1],
                 passed_over[0],
             )
         cases = _grouped(wanted or files, channels, path)
