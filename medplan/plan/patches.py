@@ -4,11 +4,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TYPE_CHECKING
 
 from medplan.errors import PlanError
-from medplan.plan.memory import Footprint
 from medplan.plan.schema import Plan
 from medplan.plan.topology import make_pyramid, round_up
+
+if TYPE_CHECKING:
+    from medplan.plan.memory import Footprint
 
 __all__ = ["Fit", "fit", "shaped", "shrinking"]
 
@@ -21,7 +24,7 @@ LARGEST_SHARE = 0.05
 """Of the dataset's voxels in one batch."""
 
 Voxels = tuple[int, int, int]
-Measure = Callable[[Plan], Footprint]
+Measure = Callable[[Plan], "Footprint"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +32,7 @@ class Fit:
     """A plan whose patch and batch fit, and what it takes."""
 
     plan: Plan
-    footprint: Footprint
+    footprint: "Footprint"
     patch_reason: str
     batch_reason: str
 
@@ -124,7 +127,7 @@ def fit(
     dims = plans[0].dims
 
     @cache
-    def take(number: int, batch: int) -> Footprint:
+    def take(number: int, batch: int) -> "Footprint":
         return measure(_with_batch(plans[number], batch))
 
     wanted = [batch_size] if batch_size is not None else sorted({SMALLEST_BATCH[dims], 2}, reverse=True)
@@ -157,7 +160,7 @@ def fit(
 
 
 def _first_that_fits(
-    plans: Sequence[Plan], take: Callable[[int, int], Footprint], batch: int, target_bytes: int
+    plans: Sequence[Plan], take: Callable[[int, int], "Footprint"], batch: int, target_bytes: int
 ) -> int | None:
     """Return the number of the first plan that fits, or None; memory is guessed to grow with the voxels."""
     low, high = -1, len(plans)

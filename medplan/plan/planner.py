@@ -4,15 +4,15 @@ Everything here is a pure function: nothing is read or written, equal input give
 decision leaves one line in `Plan.reasons`; a choice of the user beats every rule and is named as the reason.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 from medplan.errors import MethodError, PlanError, did_you_mean
 from medplan.plan import summary as read
 from medplan.plan.alignment import choose_alignment
+from medplan.plan.capacity import fill_memory, memory_target
 from medplan.plan.dataset_plans import fold_roles, plan_datasets
 from medplan.plan.grids import choose_crop, choose_dims, choose_orientation, choose_spacing
 from medplan.plan.lighten import fill_or_lighten
@@ -26,11 +26,8 @@ if TYPE_CHECKING:
     from medplan.plan.fingerprint import Fingerprint
     from medplan.plan.memory import Footprint
 
-__all__ = ["DEFAULT_MEMORY_BYTES", "Overrides", "decide", "make_plan", "situation"]
+__all__ = ["Overrides", "decide", "make_plan", "situation"]
 
-DEFAULT_MEMORY_BYTES = 24 * 2**30
-SMALL_MEMORY_BYTES = 4 * 2**30
-BASE_FEATURES, SMALL_BASE_FEATURES = 32, 16
 SQUEEZED_SIDE = 128
 
 Voxels = tuple[int, int, int]
@@ -118,7 +115,7 @@ def decide(
             f"{method}: learns every class of a dataset, and cannot be shown {', '.join(overrides.novel)} "
             "later (--novel)."
         )
-    memory, _ = _target(overrides, gpu_memory_bytes)
+    memory, source = memory_target(overrides, gpu_memory_bytes)
     proposal = method_class.propose(replace(situation(fingerprints, overrides), memory_bytes=memory))
     if not proposal.fits:
         raise MethodError(f"{method}: does not fit here: {proposal.reason}.")
@@ -150,7 +147,9 @@ def decide(
     draft = method_class.settle(apply_settings(draft, early, method_class.Config))
     measured = partial(measure, method_class)
     plan, footprint = fill_or_lighten(
-        lambda each: _fill_memory(each, needs, proposal, facts, overrides, measured, gpu_memory_bytes),
+        lambda each: fill_memory(
+            each, needs, proposal, facts, overrides, measured, target_bytes=memory, source=source
+        ),
         draft,
         method_class.lighter(draft),
         target_bytes=memory,
@@ -321,80 +320,3 @@ def _config(
     plain = {key: value for key, value in changed.items() if "." not in key}
     config: Any = decode(method_class.Config, {**encode(proposal.config), **plain}, where=f"{method} config")
     return dict(encode(config))
-
-
-def _fill_memory(
-    draft: Plan,
-    needs: "Needs",
-    proposal: "Proposal",
-    facts: Sequence["Fingerprint"],
-    overrides: Overrides,
-    measured: Callable[[Plan], "Footprint"],
-    gpu_memory_bytes: int | None,
-) -> tuple[Plan, "Footprint"]:
-    from medplan.plan.patches import fit, shaped, shrinking
-
-    target, source = _target(overrides, gpu_memory_bytes)
-    reasons = dict(draft.reasons)
-    base_features = None
-    if needs.pyramid:
-        small = target < SMALL_MEMORY_BYTES
-        base_features = SMALL_BASE_FEATURES if small else BASE_FEATURES
-        reasons["pyramid"] = (
-            f"halved down to 4 voxels, thick axes later; {base_features} features at full resolution"
-            + (", half of the usual because the memory target is under 4 GB" if small else "")
-        )
-    shapes = read.grid_shapes(facts, draft.grid)
-    # A dataset of many small images should not decide what the others are seen through.
-    median = max((read.median_shape(read.grid_shapes([each], draft.grid)) for each in facts), key=prod)
-    multiple = max(1, needs.patch_multiple)
-    chosen = overrides.value("patch_size", "patch_size")
-    fixed: tuple[Voxels, str] | None = None
-    if chosen is not None and chosen[0] is not None:
-        fixed = voxels_of(chosen[0], dims=draft.dims), chosen[1]
-    elif draft.grid.shape is not None:
-        z, y, x = (max(1, side) for side in draft.grid.shape)
-        fixed = (z, y, x), "the shape that cases are squeezed to"
-    elif proposal.patch_size is not None:
-        fixed = proposal.patch_size, proposal.reasons.get("patch_size", "proposed by the method")
-    elif needs.whole_image:
-        z, y, x = (max(shape[axis] for shape in shapes) for axis in range(3))
-        fixed = (z, y, x), "the largest image: the method sees images whole"
-    if fixed is not None:
-        plans: tuple[Plan, ...] = (shaped(draft, fixed[0], base_features=base_features, multiple=multiple),)
-    else:
-        plans = tuple(shrinking(draft, median, base_features=base_features, multiple=multiple))
-    batch = overrides.value("training.batch_size", "batch_size")
-    batch_size = batch[0] if batch is not None else proposal.batch_size
-    result = fit(
-        plans,
-        measured,
-        target_bytes=target,
-        dataset_voxels=sum(map(prod, shapes)),
-        batch_size=batch_size,
-        fixed_patch=fixed is not None,
-    )
-    reasons["patch_size"] = fixed[1] if fixed is not None else result.patch_reason
-    if fixed is not None and result.plan.patch_size[1:] != fixed[0][1:]:
-        reasons["patch_size"] += f"; rounded up from {fixed[0]} to what the network can halve"
-    why = batch[1] if batch is not None else proposal.reasons.get("batch_size", "proposed by the method")
-    reasons["training.batch_size"] = why if batch_size is not None else result.batch_reason
-    reasons["predicted_gpu_bytes"] = (
-        f"measured on tensors without values: {result.footprint.total / 2**30:.1f} GB; {source}"
-        + ("; MORE than the target" if result.footprint.total > target else "")
-    )
-    return replace(result.plan, reasons=reasons), result.footprint
-
-
-def _target(overrides: Overrides, gpu_memory_bytes: int | None) -> tuple[int, str]:
-    if overrides.gpu_memory is not None:
-        if overrides.gpu_memory <= 0:
-            raise PlanError(f"--gpu-memory: should be positive, found {overrides.gpu_memory}.")
-        target = round(overrides.gpu_memory * 2**30)
-        return target, f"target {overrides.gpu_memory:g} GB set by the user (--gpu-memory)"
-    if gpu_memory_bytes is not None:
-        there = f"{gpu_memory_bytes / 2**30:.3g} GB"
-        if gpu_memory_bytes <= DEFAULT_MEMORY_BYTES:
-            return gpu_memory_bytes, f"target {there}, what the GPU has"
-        return DEFAULT_MEMORY_BYTES, f"target 24 GB of {there}: more slows every step (--gpu-memory)"
-    return DEFAULT_MEMORY_BYTES, "target 24 GB, the default where no GPU is seen"
