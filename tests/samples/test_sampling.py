@@ -1,9 +1,11 @@
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from medplan.data.labels import IGNORE
 from medplan.errors import MethodError
 from medplan.randomness import generator
 from medplan.samples.augment import shape_patches
@@ -72,14 +74,17 @@ def test_foreground_patches_hold_every_class_equally_often() -> None:
 
 
 def test_oversampling_centres_the_share_that_it_promises() -> None:
-    sampler = Labelled((1, 1, 1), oversample=0.5)
+    sampler = Labelled((1, 1, 1), oversample=0.8)
     hits = [sampler(STORE, generator(index))["label"].item() > 0 for index in range(300)]
     fraction = np.mean([(STORE[key].label() > 0).mean() for key in STORE.role("labelled")])
-    assert np.mean(hits) == pytest.approx(0.5 + 0.5 * fraction, abs=0.08)
+    assert np.mean(hits) == pytest.approx(0.8 + 0.2 * fraction, abs=0.08)
 
 
 def test_a_case_without_foreground_gives_a_random_patch() -> None:
-    assert foreground_patch(ramp(), (4, 4, 4), generator(3)) == random_patch(ramp(), (4, 4, 4), generator(3))
+    without = [{}, {0: np.zeros((9, 3), int), IGNORE: np.zeros((9, 3), int), 1: np.zeros((0, 3), int)}]
+    for locations in without:
+        case = replace(ramp(), locations=locations)
+        assert foreground_patch(case, (4, 4, 4), generator(3)) == random_patch(case, (4, 4, 4), generator(3))
 
 
 def test_a_role_without_cases_is_named() -> None:

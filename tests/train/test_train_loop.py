@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from medplan import checkpoint
 from medplan.errors import CheckpointError, MethodError, UsageError
 from medplan.method import Method
 from medplan.plan.schema import Plan
-from medplan.records import read_json
+from medplan.records import read_json, write_json
 from medplan.runtime import Runtime
 from medplan.train import run as run_module
 from medplan.train.loop import train
@@ -58,6 +59,15 @@ def test_resuming_at_any_step_ends_in_the_same_bytes(tmp_path: Path, step: int) 
     assert read_json(Record, tmp_path / "parts" / "run.json").status == "finished"
     steps = [json.loads(line)["step"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
+
+
+def test_the_seconds_of_all_starts_are_added_up(tmp_path: Path) -> None:
+    StopAfter.folder, StopAfter.steps = tmp_path, 3
+    go(tmp_path, toy_plan(), kind=StopAfter)
+    record = read_json(Record, tmp_path / "run.json")
+    write_json(replace(record, seconds=1000.0), tmp_path / "run.json")
+    go(tmp_path, toy_plan())
+    assert 1000 < read_json(Record, tmp_path / "run.json").seconds < 1300
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
