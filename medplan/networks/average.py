@@ -39,7 +39,8 @@ class MovingAverage(nn.Module):
         theirs = list(network.named_parameters()) if leaves_buffers else _tensors(network)
         pairs = [(self.get_buffer(self._names[name]), value.detach()) for name, value in theirs]
         moved = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_([mine for mine, _ in moved], [value for _, value in moved], 1 - decay)
+        if moved:
+            torch._foreach_lerp_([mine for mine, _ in moved], [value for _, value in moved], 1 - decay)
         for mine, value in pairs:
             if not mine.is_floating_point():
                 mine.copy_(value)
