@@ -16,13 +16,18 @@ from medplan.methods.imedsam import METHOD, WARMUP, Config
 from medplan.networks.prompted_answers import NOTHING
 from medplan.samples.cases import Case
 from tests.conformance.tiny import build, tiny_plan
+from tests.methods.imedsam_case import CONFIG
 from tests.networks.test_implicit_sam import released_names, sam_file
 
 SIDE = 32
 
 
+def unsettled():
+    return replace(tiny_plan("imedsam"), config=CONFIG, reasons={})
+
+
 def make(**changes):
-    plan = tiny_plan("imedsam")
+    plan = unsettled()
     config = {**plan.config, **changes.pop("config", {})}
     plan = METHOD.settle(replace(plan, config=config, **changes))
     return build(plan), plan
@@ -320,11 +325,11 @@ def test_released_adapters_load_together_with_sam(monkeypatch):
 
 
 def test_only_what_was_published_is_frozen():
-    plan = METHOD.settle(replace(tiny_plan("imedsam"), encoder_weights=None))
+    plan = METHOD.settle(replace(unsettled(), encoder_weights=None))
     assert plan.config["from_nothing"] and METHOD.settle(plan) == plan
     assert "without weights" in plan.reasons["config.from_nothing"]
     assert METHOD(plan).phases()[0].schedule == WarmupThenPoly(WARMUP)
-    plan = METHOD.settle(replace(tiny_plan("imedsam"), encoder_weights="sam_vit_b_01ec64.pth"))
+    plan = METHOD.settle(replace(unsettled(), encoder_weights="sam_vit_b_01ec64.pth"))
     assert not plan.config["from_nothing"]
     assert METHOD(plan).phases()[0].schedule is falling
 
