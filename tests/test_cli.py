@@ -99,6 +99,18 @@ def test_planning_notices_cases_that_came_since_the_fingerprint(tmp_path: Path) 
     assert made["datasets"][0]["folds"][0]["unlabelled"] == ["case99"]
 
 
+def test_a_training_of_another_length_is_validated_as_often() -> None:
+    from medplan.commands.training import _with_numbers
+    from medplan.plan.schema import Plan
+    from medplan.records import read_json
+
+    path = Path(__file__).parents[1] / "plans" / "Hippocampus" / "supervised.json"
+    training = _with_numbers(read_json(Plan, path), Overrides(iterations=500)).training
+    assert (training.iterations, training.validate_every, training.checkpoint_every) == (500, 100, 100)
+    chosen = Overrides(iterations=500, settings={"training.validate_every": 50})
+    assert _with_numbers(read_json(Plan, path), chosen).training.validate_every == 50
+
+
 def test_no_more_cases_are_prepared_at_a_time_than_fit_into_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
