@@ -65,8 +65,9 @@ class Runtime:
             # Patches have one shape throughout, so the fastest convolutions are worth looking for.
             torch.backends.cudnn.benchmark = True
         if world > 1 and not dist.is_initialized():
+            # What tells the others to stop goes from host to host, so that no step waits for the GPU for it.
             dist.init_process_group(
-                "nccl" if on_gpu else "gloo",
+                "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
                 timeout=datetime.timedelta(hours=2),
                 device_id=chosen if on_gpu else None,
             )
@@ -120,7 +121,7 @@ class Runtime:
         """Return the largest flag over the ranks, so that all ranks act on it at the same step."""
         if self.world == 1:
             return flag
-        value = torch.tensor(flag, device=self.device)
+        value = torch.tensor(flag)
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return int(value)
 

@@ -3,6 +3,7 @@ import torch
 
 from medplan.errors import UsageError
 from medplan.runtime import Runtime
+from tests.conformance.device import emulated
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu:1", "coda"])
@@ -38,6 +39,9 @@ def test_only_who_trains_joins_the_processes_of_torchrun(monkeypatch: pytest.Mon
     assert (alone.world, alone.rank, joined) == (1, 0, [])
     together = Runtime.choose("cpu", joins=True)
     assert (together.world, together.rank, joined) == (2, 1, ["gloo"])
+    with emulated():
+        Runtime.choose("cuda:0", joins=True)
+    assert joined[1:] == ["cpu:gloo,cuda:nccl"]
 
 
 def test_alone_everything_is_its_own_average() -> None:
