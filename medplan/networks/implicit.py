@@ -372,9 +372,9 @@ def _by_class(heads: nn.ModuleList, x_BPF: Tensor, classes: Sequence[int]) -> Te
 
 
 def _sample(map_BCYX: Tensor, grid_BP12: Tensor) -> Tensor:
-    """Return (B, P, C), of the maps' type: the maps between their pixel centres; border values reach outwards.
+    """Return (B, P, C): the maps between their pixel centres; border values reach outwards.
 
-    In bfloat16 places could be half a pixel off.
+    Places are exact whatever the type of the maps: in bfloat16 they could be half a pixel off.
     """
     kind = torch.promote_types(map_BCYX.dtype, torch.float32)
     found = F.grid_sample(map_BCYX.to(kind), grid_BP12.to(kind), padding_mode="border", align_corners=False)

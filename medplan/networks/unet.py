@@ -130,5 +130,13 @@ class UNet(nn.Module):
         """Return logits (B, num_outputs, Z, Y, X) of the image's size; in training those of coarser
         resolutions behind them.
         """
-        outputs = self.decoder(self.encoder(image_BCZYX if self.dims == 3 else image_BCZYX.squeeze(2)))
-        return tuple(logits if self.dims == 3 else logits.unsqueeze(2) for logits in outputs)
+        return self.decode(self.encode(image_BCZYX))
+
+    def encode(self, image_BCZYX: Tensor) -> list[Tensor]:
+        """Return the encoder's maps, in the network's own dimension."""
+        maps: list[Tensor] = self.encoder(image_BCZYX if self.dims == 3 else image_BCZYX.squeeze(2))
+        return maps
+
+    def decode(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
+        """Return logits as `forward` does, from the encoder's maps."""
+        return tuple(logits if self.dims == 3 else logits.unsqueeze(2) for logits in self.decoder(maps))
