@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from medplan.errors import MethodError
-from medplan.networks.average import MovingAverage
 from medplan.networks.exchange import Exchange, exchange_network
 from medplan.networks.messenger import ChannelAttention, Messenger, Messengers
 from medplan.plan.schema import Pyramid
@@ -166,16 +165,3 @@ def test_choices_that_do_not_fit_are_refused(encoder, dims, kind, message):
         exchange_network(
             encoder, PYRAMID, dims, num_channels=1, num_outputs=2, exchange=Exchange(messenger=kind)
         )
-
-
-@torch.no_grad()
-def test_moving_average_trails_and_is_all_buffers():
-    network = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()
-    average, x = MovingAverage(network), torch.randn(4, 3)
-    torch.testing.assert_close(average.call(network, x), network(x))
-    old = network[0].weight.clone()
-    network[0].weight.add_(1.0)
-    average.update(network, decay=0.75)
-    assert not list(average.parameters())
-    torch.testing.assert_close(average.get_buffer("0/weight"), old + 0.25)
-    assert network[0].weight.equal(old + 1.0)

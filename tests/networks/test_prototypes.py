@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from medplan.data.labels import IGNORE
-from medplan.networks.prototypes import Classifier, Prototypes, alignment_loss, query_loss, shrink
+from medplan.networks.prototypes import (
+    Classifier,
+    Prototypes,
+    alignment_loss,
+    episode_loss,
+    query_loss,
+    shrink,
+)
 
 
 @pytest.fixture
@@ -101,6 +108,24 @@ def test_the_query_loss_of_a_batch_is_that_of_its_elements(features):
     assert torch.allclose(whole, torch.cat([query_loss(scores[n : n + 1], label[n : n + 1]) for n in (0, 1)]))
     nothing = torch.full((2, 16, 16), IGNORE)
     assert (query_loss(scores, nothing) == 0).all()
+
+
+def test_background_weighs_a_twentieth(features):
+    scores, label = features[:, :2], torch.randint(-1, 2, (2, 8, 8))
+    for found, logits, codes in zip(query_loss(scores, label), scores, label, strict=True):
+        losses = {code: -logits.log_softmax(0)[code][codes == code] for code in (0, 1)}
+        total = 0.05 * losses[0].sum() + losses[1].sum()
+        assert found == pytest.approx(float(total / (0.05 * len(losses[0]) + len(losses[1]))))
+
+
+def test_an_episode_whose_example_shows_nothing_does_not_count(features):
+    shown, wanted = torch.zeros(2, 2, 16, 16, dtype=torch.int64)
+    shown[0, :9, :9] = wanted[:, 3:12, 2:8] = 1
+    classifier, query = Classifier(window=2), features.flip(0)
+    both = episode_loss(classifier, features, query, shown, wanted)
+    alone = episode_loss(classifier, features[:1], query[:1], shown[:1], wanted[:1])
+    assert both["loss"] == pytest.approx(float(alone["loss"]))
+    assert (both["empty"], alone["empty"]) == (0.5, 0)
 
 
 def test_gradients_do_not_flow_through_the_prediction(features):

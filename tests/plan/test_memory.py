@@ -31,6 +31,8 @@ def test_a_convolution_takes_what_can_be_counted_by_hand(fingerprint: Make, toy:
     assert found.kept == 2 * voxels + 2 * 8 * 27 + 2 * 8 * voxels
     assert found.largest == 2 * 8 * voxels
     assert found.flops == 3 * 2 * voxels * 8 * 27
+    expected = 1.1 * (found.fixed + found.kept + 2 * found.largest) + 512 * 2**20
+    assert found.total == pytest.approx(expected, abs=1)
 
 
 def test_memory_grows_linearly_with_the_batch(fingerprint: Make) -> None:

@@ -146,6 +146,14 @@ def test_more_memory_never_gives_a_smaller_patch(plan: Make, fingerprint: Make) 
     assert sizes[0] < sizes[-1]
 
 
+@pytest.mark.parametrize("memory", [0.55, 0.65])
+def test_a_patch_keeps_the_proportions_of_the_image(plan: Make, fingerprint: Make, memory: float) -> None:
+    shape = (96, 224, 160)
+    patch = plan(fingerprint(shape=shape, spacing_mm=(1.5, 1.5, 1.5)), memory=memory).patch_size
+    covered = [side / length for side, length in zip(patch, shape, strict=True)]
+    assert max(covered) < 1 and max(covered) < 1.35 * min(covered)
+
+
 def test_too_little_memory_is_refused(plan: Make, fingerprint: Make) -> None:
     with pytest.raises(PlanError, match="Raise --gpu-memory"):
         plan(fingerprint(), memory=0.4)

@@ -77,3 +77,10 @@ def test_channels_are_normalised_on_their_own_and_the_input_is_left_alone():
     assert np.array_equal(result[1], array[1])
     with pytest.raises(PlanError, match="2 channels"):
         normalise(array, [Normalisation(scheme="none")])
+
+
+def test_the_rounding_of_a_constant_is_no_contrast():
+    array = np.full((1, 2, 3, 4), 1e6, np.float32)
+    array[0, 0] = np.nextafter(np.float32(1e6), np.float32(2e6))
+    assert array.std() > 0
+    assert (normalise(array, [Normalisation(scheme="zscore")]) == 0).all()

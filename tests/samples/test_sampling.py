@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from medplan.data.labels import IGNORE
 from medplan.errors import MethodError
@@ -187,3 +188,17 @@ def test_elastic_deformation_moves_by_no_more_than_it_says_and_leaves_global_gen
     assert 0 < moved.max() <= longest + 1e-3
     again = spatial.draw(generator(2), (16, 16, 16))
     assert again is not None and np.array_equal(transform.displacement, again.displacement)
+
+
+def test_a_rotation_keeps_lengths_and_its_box_holds_the_whole_patch() -> None:
+    size = (8, 12, 10)
+    turns = Spatial(rotation_probability=1.0, scaling_probability=0.0, degrees=180.0)
+    bends = replace(turns, elastic_probability=1.0, elastic_voxels=6.0)
+    for index in range(20):
+        turned, bent = (spatial.draw(generator(index), size) for spatial in (turns, bends))
+        assert turned is not None and bent is not None
+        matrix = np.array(turned.matrix)
+        assert np.allclose(matrix @ matrix.T, np.eye(3)) and np.linalg.det(matrix) == pytest.approx(1)
+        for transform in (turned, bent):
+            found = resample_patch(torch.ones(1, *transform.box), transform, size, mode="linear")
+            assert float(found.min()) > 0.999, "voxels beyond the box are 0"

@@ -52,6 +52,11 @@ def test_batches_do_not_depend_on_workers_nor_on_where_one_begins() -> None:
         assert torch.equal(one["image"], two["image"]) and one["seed"] == two["seed"]
 
 
+def test_every_element_is_augmented_in_its_own_way() -> None:
+    seeds = [seed for batch in all_batches(phase_of(Labelled((8, 12, 12)))) for seed in batch["seed"]]
+    assert len(set(seeds)) == len(seeds) == 16
+
+
 @pytest.mark.slow
 def test_workers_that_are_no_forks_draw_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")

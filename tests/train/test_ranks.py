@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from medplan import checkpoint
-from medplan.errors import CheckpointError
+from medplan.errors import CheckpointError, MethodError
 from medplan.method import Method
 from medplan.records import read_json
 from medplan.runtime import Runtime
@@ -73,6 +73,32 @@ def test_buffers_are_those_of_the_first_rank_everywhere(tmp_path: Path) -> None:
     assert torch.equal(first["running"], second["running"])
     saved = checkpoint.load(tmp_path / "run" / "last.pt")["weights"]
     assert torch.equal(saved["running"], first["running"])
+
+
+def test_ranks_draw_apart_within_a_step(tmp_path: Path) -> None:
+    class Drawing(Steady):
+        def training_step(self, batch, update, at):  # type: ignore[no-untyped-def]
+            name = f"{at.phase}{at.step}{dist.get_rank()}.txt"
+            (tmp_path / name).write_text(str(torch.rand(1).item()))
+            return super().training_step(batch, update, at)
+
+    two_ranks(tmp_path, Drawing, batch_size=4)
+    drawn = [path.read_text() for path in tmp_path.glob("*.txt")]
+    assert len(set(drawn)) == len(drawn) == 12
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_is_refused_on_all(tmp_path: Path) -> None:
+    class Broken(Steady):
+        def training_step(self, batch, update, at):  # type: ignore[no-untyped-def]
+            loss = sum(parameter.square().sum() for parameter in self.parameters())
+            with pytest.raises(MethodError, match="not finite"):
+                name = "main" if at.phase == "first" else "head"
+                update.minimise(loss + (torch.inf if dist.get_rank() == 1 else 0.0), name)
+            (tmp_path / f"{at.phase}{at.step}{dist.get_rank()}.txt").touch()
+            return {"loss": loss.detach()}
+
+    two_ranks(tmp_path, Broken, batch_size=4)
+    assert len(list(tmp_path.glob("*.txt"))) == 12
 
 
 @pytest.mark.parametrize("step", [1, 3])
