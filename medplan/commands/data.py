@@ -46,7 +46,7 @@ def datasets(*, workspace: Path | None) -> None:
 
 def fingerprint(
     *, datasets: Sequence[str], check: bool, repair: Path | None, workers: int | None, workspace: Path | None
-) -> int:
+) -> None:
     """Measure datasets, or check or repair their files."""
     space = Workspace.open(workspace)
     if repair is not None and len(datasets) != 1:
@@ -56,7 +56,6 @@ def fingerprint(
             _check(space, name, repair, workers=workers)
         else:
             extract(space, name, workers=workers)
-    return 0
 
 
 def extract(space: Workspace, name: str, *, workers: int | None) -> "Fingerprint":

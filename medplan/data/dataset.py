@@ -192,6 +192,11 @@ class _Finder:
 
     def _from_paths(self, case_id: str, entry: Any) -> RawCase:
         """Read one entry of the ``dataset`` path dictionary of nnU-Net v2."""
+        if not case_id or "/" in case_id or "\\" in case_id:
+            raise DataError(
+                f"{self.where}: 'dataset.{case_id}': files are called by the name of their case, which "
+                "should hold no slash; rename it."
+            )
         images = entry.get("images") if isinstance(entry, Mapping) else None
         if isinstance(images, str):
             images = [images]

@@ -32,7 +32,10 @@ def find_inputs(path: Path, channels: int, file_ending: str | None = None) -> tu
     path = Path(path)
     if path.is_file():
         if not ending_of(path):
-            raise DataError(f"{path}: this is none of the formats that are read ({' '.join(IMAGE_ENDINGS)}).")
+            raise DataError(
+                f"{path}: this is none of the formats that are read ({' '.join(IMAGE_ENDINGS)}); of a DICOM "
+                "series name the folder."
+            )
         case_id, _ = _split(path, channels)
         family = [
             other

@@ -70,7 +70,13 @@ def read_voxels(path: Path) -> npt.NDArray[Any]:
             start += piece
         header = _parsed(bytes(start), path)
         shape = _shape(header, path)
-        array = np.empty(shape, dtype=header.kind)
+        try:
+            array = np.empty(shape, dtype=header.kind)
+        except (MemoryError, ValueError):
+            raise DataError(
+                f"{path}: its header promises {header.lengths} voxels, more than fit into memory; it may be "
+                "damaged, copy or download it again."
+            ) from None
         # Voxels go straight from the decompressor into the array: one copy of the volume in all.
         target = array.reshape(-1).view(np.uint8)
         filled = _fill(target, 0, bytes(start[header.offset :]))

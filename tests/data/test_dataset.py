@@ -139,6 +139,13 @@ def test_path_dictionary_replaces_the_folders(tmp_path: Path, monkeypatch: pytes
         open_dataset(describe(root, dataset={"a": {"image": "x.nii.gz"}}))
 
 
+@pytest.mark.parametrize("name", ["study/1", "study\\1", ""])
+def test_names_of_cases_are_names_of_files(tmp_path: Path, name: str) -> None:
+    root = make(tmp_path, "imagesTr/a_0000.nii.gz", dataset={name: {"images": ["imagesTr/a_0000.nii.gz"]}})
+    with pytest.raises(DataError, match="no slash"):
+        open_dataset(root)
+
+
 def decathlon(folder: Path, *, frames: int) -> Path:
     import nibabel
 

@@ -155,6 +155,16 @@ def test_truncated_volumes_are_refused(tmp_path: Path, ending: str, share: float
         read_image([path])
 
 
+def test_a_header_that_promises_more_than_memory_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "scan.nii"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((2, 2, 2), np.float64), np.eye(4)), path)
+    content = bytearray(path.read_bytes())
+    content[42:48] = np.full(3, 32767, "<i2").tobytes()
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="more than fit into memory"):
+        read_image([path])
+
+
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("content", [b"", b"\x1f\x8bnothing", b"x" * 1000])
 def test_a_damaged_header_is_an_error_that_names_the_file(
