@@ -41,13 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         options = vars(_parse(parser, given))
-        run: Callable[..., int | None] = options.pop("run_verb")
+        run: Callable[..., None] = options.pop("run_verb")
         logging.basicConfig(
             level=logging.DEBUG if options.pop("verbose") else logging.INFO,
             format="%(message)s",
             stream=sys.stderr,
         )
-        return run(**options) or 0
+        run(**options)
+        return 0
     except MedplanError as error:
         print(f"medplan: error: {error}", file=sys.stderr)
         return 2
@@ -314,16 +315,17 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def _lazy(module: str, function: str) -> Callable[..., int | None]:
-    def run(*, verb: str, **options: Any) -> int | None:
+def _lazy(module: str, function: str) -> Callable[..., None]:
+    """Return the verb's function, imported when it is run, which is given its flags as records."""
+
+    def run(*, verb: str, **options: Any) -> None:
         command = getattr(importlib.import_module(f"medplan.commands.{module}"), function)
         parameters = inspect.signature(command).parameters
         if "overrides" in parameters:
             options = _gather_overrides(options)
         if "trained" in parameters:
             options = _gather(options, "trained", Trained)
-        result: int | None = command(**options)
-        return result
+        command(**options)
 
     return run
 
