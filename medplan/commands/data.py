@@ -90,8 +90,8 @@ def _check(space: Workspace, name: str, target: Path | None, *, workers: int | N
         print(f"Corrected copy: {target}")
     errors = sum(finding.is_error for finding in findings)
     if errors and target is not None:
-        raise DataError(f"The copy of '{dataset.name}' leaves out the cases with the {errors} errors above.")
+        raise DataError(f"The copy of '{dataset.name}' leaves out the cases with {errors} error(s) above.")
     if errors:
-        raise DataError(f"'{dataset.name}' has {errors} errors that training would stop at; see above.")
+        raise DataError(f"'{dataset.name}' has {errors} error(s) that training would stop at; see above.")
     number = len(dataset.cases) + len(dataset.test_cases)
     print(f"'{dataset.name}': {number} cases checked, without errors.")
