@@ -126,8 +126,8 @@ def _refusal(dataset: Dataset, errors: Sequence[Finding]) -> DataError:
     advice = "Correct these files, or list the cases under 'exclude' in dataset.json"
     if repairable:
         advice += (
-            f"; 'medplan fingerprint -d {dataset.name} --repair FOLDER' writes a copy in which {repairable} of "
-            "them are put right"
+            f"; 'medplan fingerprint -d {dataset.name} --repair FOLDER' writes a copy in which {repairable} "
+            "of them are put right"
         )
     return DataError(f"{dataset.folder}: {len(errors)} errors in the raw data:\n{shown}\n{advice}.")
 
