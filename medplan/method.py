@@ -308,6 +308,20 @@ class Method(nn.Module, ABC):
     def optimizers(self, phase: str) -> dict[str, Optimizer]:
         """Return fresh optimisers for a phase. A parameter that is in none of them is frozen."""
 
+    def begin(self, phase: str) -> dict[str, Optimizer]:
+        """Return the optimisers of a phase, and freeze every parameter that is in none of them.
+
+        Raises: MethodError if there is nothing to train.
+        """
+        optimizers = self.optimizers(phase)
+        groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
+        trained = {id(parameter) for group in groups for parameter in group["params"]}
+        if not trained:
+            raise MethodError(f"Phase '{phase}' has no parameters to train.")
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+        return optimizers
+
     @abstractmethod
     def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
         """Compute the losses, call `update`, and return scalars to log, as detached tensors."""

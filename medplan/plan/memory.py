@@ -80,11 +80,9 @@ def measure(method_factory: Callable[[Plan], Method], plan: Plan) -> Footprint:
 
 
 def _measure_phase(method: Method, plan: Plan, phase: Phase) -> Footprint:
-    optimizers = method.optimizers(phase.name)
+    optimizers = method.begin(phase.name)
     groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
     trained = {id(parameter): parameter for group in groups for parameter in group["params"]}
-    for parameter in method.parameters():
-        parameter.requires_grad_(id(parameter) in trained)
     own = [*method.parameters(), *method.buffers()]
     fixed = sum(_size(tensor) for tensor in own) + sum(_size(parameter) for parameter in trained.values())
     fixed += sum(_state_bytes(optimizer) for optimizer in optimizers.values())

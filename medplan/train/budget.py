@@ -74,7 +74,7 @@ def _seconds_per_step(
     method: Method, phase: Phase, store: CaseStore, *, seed: int, runtime: Runtime, workers: int
 ) -> float:
     """Return the mean over the course of a phase, loading included."""
-    update = GradientUpdate(method.optimizers(phase.name), phase=phase, runtime=runtime)
+    update = GradientUpdate(method.begin(phase.name), phase=phase, runtime=runtime)
     most = replace(phase, num_steps=WARM_UP_STEPS + len(FRACTIONS) * MOST_STEPS)
     numbered = batches(store, most, seed=seed, runtime=runtime, workers=workers)
     method.train()

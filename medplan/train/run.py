@@ -13,7 +13,7 @@ import torch
 from torch.optim import Optimizer
 
 from medplan import checkpoint
-from medplan.errors import CheckpointError, MethodError
+from medplan.errors import CheckpointError
 from medplan.machine import free_disk
 from medplan.method import Method, Phase
 from medplan.plan.schema import Fold, Plan
@@ -239,7 +239,7 @@ class Run:
             logger.info("Going on after step %d.", self.at.total)
         if self.at.phase >= len(self.phases) or self.phase.name != saved["phase"]:
             raise CheckpointError(f"{path}: the method has no phase '{saved['phase']}' any more.")
-        self._prepare_phase()
+        self.optimizers = self.method.begin(self.phase.name)
         if self.optimizers.keys() != saved["optimizers"].keys():
             raise CheckpointError(f"{path}: holds the optimisers {sorted(saved['optimizers'])}.")
         for name, optimizer in self.optimizers.items():
@@ -253,20 +253,7 @@ class Run:
 
     def _enter_phase(self, number: int) -> None:
         self.at.phase, self.at.step = number, 0
-        self._prepare_phase()
-
-    def _prepare_phase(self) -> None:
-        self.optimizers = self.method.optimizers(self.phase.name)
-        trained = {
-            id(parameter)
-            for optimizer in self.optimizers.values()
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
-        if not trained:
-            raise MethodError(f"Phase '{self.phase.name}' has no parameters to train.")
-        for parameter in self.method.parameters():
-            parameter.requires_grad_(id(parameter) in trained)
+        self.optimizers = self.method.begin(self.phase.name)
 
     def _share_everything(self) -> None:
         if self.runtime.world > 1:

@@ -62,3 +62,20 @@ def test_too_little_time_is_refused() -> None:
     plan = toy_plan(iterations=900)
     with pytest.raises(PlanError, match="a step takes 2 s here"):
         budget.lasting(0.5, plan, Clocked(plan), toy_store(plan), runtime=CPU, workers=0)
+
+
+def test_what_a_phase_does_not_train_is_frozen_while_it_is_timed() -> None:
+    frozen: dict[str, int] = {}
+
+    class Watched(Clocked):
+        def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
+            frozen[at.phase] = sum(not parameter.requires_grad for parameter in self.parameters())
+            return super().training_step(batch, update, at)
+
+    plan = toy_plan(iterations=900)
+    method = Watched(plan)
+    budget.lasting(30.0, plan, method, toy_store(plan), runtime=CPU, workers=0)
+    for phase, number in frozen.items():
+        groups = [group for each in method.optimizers(phase).values() for group in each.param_groups]
+        assert number == len(list(method.parameters())) - sum(len(group["params"]) for group in groups)
+    assert any(frozen.values())
