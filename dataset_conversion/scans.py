@@ -5,6 +5,7 @@ to write a dataset.json.
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -79,7 +80,7 @@ def convert(source: Path, target: Path) -> None:
     require(source, bool(images), f"scans ({endings} or DICOM folders)")
     labels, notes = _paired(images, [file for file in files if file.is_label], source)
     names, channel = _written_by_hand(target / "dataset.json")
-    cases = []
+    cases: list[Case] = []
     work = [(image.path, labels.get(image.path)) for image in images]
     for (path, label), (values, note) in zip(
         work, in_threads(_examined, work, label="reading labels"), strict=True
@@ -96,6 +97,12 @@ def convert(source: Path, target: Path) -> None:
                 is_open=True,
             )
         )
+    for case in cases:
+        if case.label is None and (target / "labelsTr" / f"{case.id}.nii.gz").exists():
+            notes.append(
+                f"labelsTr/{case.id}.nii.gz: has no label file in the source, and stays; delete it if it "
+                "should not count."
+            )
     write_dataset(
         CARD,
         cases,
@@ -217,5 +224,10 @@ def _read(path: Path) -> Volume:
 
 
 def _id(path: Path) -> str:
-    words = re.sub(r"[^A-Za-z0-9-]+", "_", path.with_name(stem_of(path)).as_posix())
+    plain = unicodedata.normalize("NFKD", path.with_name(stem_of(path)).as_posix())
+    # Accents fall away; letters of other scripts become their code, so that names stay apart.
+    kept = (
+        c if c.isascii() or not c.isalnum() else f"u{ord(c):x}" for c in plain if not unicodedata.combining(c)
+    )
+    words = re.sub(r"[^A-Za-z0-9-]+", "_", "".join(kept))
     return re.sub(r"(^|_)(images|imagesTr)_", r"\1", words).strip("_") or "scan"

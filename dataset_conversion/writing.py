@@ -155,6 +155,7 @@ def _check_ids(cases: Sequence[Case]) -> None:
 
 def _check_target(card: Card, cases: Sequence[Case], target: Path, *, source: Path, ending: str) -> None:
     expected = {name for case in cases for name in (*_files(case, ending)[0], _files(case, ending)[1])}
+    expected |= {f"labelsTr/{case.id}{ending}" for case in cases if case.is_open}
     present = {
         f"{path.parent.name}/{path.name}" for folder in _FOLDERS for path in (target / folder).glob("[!.]*")
     }
@@ -170,7 +171,8 @@ def _check_target(card: Card, cases: Sequence[Case], target: Path, *, source: Pa
     if foreign or other:
         shown = f" (for instance {foreign[0]})" if foreign else ""
         raise DataError(
-            f"{target}: holds files of another dataset or source{shown}; convert into an empty folder."
+            f"{target}: holds files of another dataset or source{shown}; move them away, or convert into an "
+            "empty folder."
         )
     if not finished.exists():
         write_text(mark, unfinished)

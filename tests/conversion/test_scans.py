@@ -88,6 +88,13 @@ def test_a_label_of_other_voxels_or_without_scan_is_left_out_and_named(tmp_path:
     assert sorted(path.name for path in (tmp_path / "out" / "labelsTr").iterdir()) == ["b.nii.gz"]
 
 
+def test_names_in_any_script_stay_apart(tmp_path: Path) -> None:
+    for number, name in enumerate(("M\u00fcller 1", "\u5de5", "\u4f5c", "A.B")):
+        nifti(tmp_path / "in" / f"{name}.nii.gz", scan(number), GRIDS[0])
+    convert(tmp_path / "in", tmp_path / "out")
+    assert [case.id for case in open_dataset(tmp_path / "out").cases] == ["A_B", "Muller_1", "u4f5c", "u5de5"]
+
+
 def test_what_is_no_label_and_what_is_ambiguous_is_an_error(tmp_path: Path) -> None:
     nifti(tmp_path / "a.nii.gz", scan(0), GRIDS[0])
     nifti(tmp_path / "a_seg.nii.gz", scan(0).astype("float32") / 7, GRIDS[0])
@@ -115,4 +122,8 @@ def test_a_label_that_was_added_joins_and_names_given_by_hand_stay(tmp_path: Pat
     dataset = open_dataset(target)
     assert dataset.labels.names == ("liver", "label 2") and dataset.channels == ("CT",)
     assert all(case.is_labelled for case in dataset.cases)
+    (source / "1_seg.nii.gz").unlink()  # as one that somebody put into labelsTr would be
+    convert(source, target)
+    assert "labelsTr/1.nii.gz: has no label file" in (target / "dataset.json").read_text()
+    assert all(case.is_labelled for case in open_dataset(target).cases)
     np.testing.assert_array_equal(label_of(target, "0"), corrected)
