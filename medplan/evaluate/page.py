@@ -69,17 +69,17 @@ def details(title: str, body: str) -> str:
     return f"<details><summary>{escape(title)}</summary>{body}</details>" if body else ""
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, strong: Sequence[int] = ()) -> str:
-    """Return a table; a column is headed like its first row is aligned. Rows named in `strong` stand out."""
+def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+    """Return a table; a column is headed like its first row is aligned."""
     if not rows:
         return ""
     kinds = ["text" if "text" in cell.classes or "wrap" in cell.classes else "" for cell in rows[0]]
     panel = "panel scroll long" if len(rows) > LONG_TABLE else "panel scroll"
     head = "".join(f'<th class="{kind}">{escape(c)}</th>' for c, kind in zip(columns, kinds, strict=True))
     lines = []
-    for index, row in enumerate(rows):
+    for row in rows:
         cells = "".join(f'<td class="{cell.classes}" style="{cell.style}">{cell.html}</td>' for cell in row)
-        lines.append(f'<tr class="strong">{cells}</tr>' if index in strong else f"<tr>{cells}</tr>")
+        lines.append(f"<tr>{cells}</tr>")
     return (
         f'<div class="{panel}"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"

@@ -31,11 +31,11 @@ class Projection:
 class DenseHead(nn.Module):
     """Two projections of a map (B, C, Y, X): of its mean, and of every cell."""
 
-    def __init__(self, channels: int, *, hidden: int | None = None, dimension: int = DIMENSION) -> None:
+    def __init__(self, channels: int, *, hidden: int | None = None) -> None:
         super().__init__()
         hidden = hidden or channels
-        self.whole = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, dimension))
-        self.cells = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, dimension, 1))
+        self.whole = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, DIMENSION))
+        self.cells = nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, DIMENSION, 1))
 
     def forward(self, features_BCYX: Tensor) -> Projection:
         return Projection(self.whole(features_BCYX.mean((2, 3))), self.cells(features_BCYX).flatten(2))
@@ -48,7 +48,6 @@ class DenseContrast(nn.Module):
         backbone: query network, (B, C, Y, X) -> (B, channels, y, x); not kept here.
         queue_length: keys that serve as negatives, per queue; at least a batch.
         momentum: share of the old key weights that each step keeps.
-        dense_share: lambda, the weight of the dense term; 1 - lambda is that of the global one.
         groups: parts that a batch of keys is split into at random for batch normalisation, so that its
             statistics do not tell which query belongs to which key. Differs: the original shuffles among
             processes, and does nothing where there is one.
@@ -61,13 +60,12 @@ class DenseContrast(nn.Module):
         channels: int,
         queue_length: int,
         momentum: float = 0.999,
-        dense_share: float = 0.5,
         groups: int = 2,
         hidden: int | None = None,
     ) -> None:
         super().__init__()
         self.head = DenseHead(channels, hidden=hidden)
-        self.momentum, self.dense_share, self.groups = momentum, dense_share, groups
+        self.momentum, self.groups = momentum, groups
         self.key_backbone, self.key_head = MovingAverage(backbone), MovingAverage(self.head)
         for name in ("whole_queue", "dense_queue"):
             self.register_buffer(name, F.normalize(torch.randn(queue_length, DIMENSION), dim=1))

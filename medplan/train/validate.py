@@ -16,7 +16,7 @@ __all__ = ["class_dice", "make_validator"]
 
 
 def make_validator(
-    plan: Plan, store: CaseStore, *, runtime: Runtime, max_cases: int | None = None
+    plan: Plan, store: CaseStore, *, runtime: Runtime
 ) -> Callable[[Method], dict[str, float]] | None:
     """Return a function that scores a method on the validation cases of the fold, or None if there are none.
 
@@ -24,11 +24,8 @@ def make_validator(
     classes and cases, novel classes left out, and the mean Dice of each class (``<class>``, or
     ``<dataset>/<class>`` for several datasets). The cases are shared among the ranks; every rank returns the
     same. The method is left in eval mode.
-
-    Args:
-        max_cases: look at the first so many cases only, where time is short.
     """
-    keys = store.role("validation")[:max_cases]
+    keys = store.role("validation")
     support = [*store.role("atlas"), *store.role("support")]
     prefixed = len(plan.learned) > 1
     novel = {f"{d.name}/{name}" if prefixed else name for d in plan.learned for name in d.novel}
