@@ -1,23 +1,24 @@
 """One Hermes for six datasets against six supervised models of the same processor time, and what it is worth
 as a start for a new sequence.
 
-    python benchmarks/universal.py joint separate transfer --workspace .
+    python benchmarks/universal.py joint separate transfer turned --workspace .
 
 The workspace has CHAOS, Synapse, LASeg, ACDC, MSCMRSeg and Hippocampus in raw_data/. ``joint`` trains one
 network on fold 0 of all of them, without the domain LGE of MSCMRSeg. ``separate`` trains one ``supervised``
 model per dataset, each for a sixth of the seconds that the joint training took. ``transfer`` makes a dataset
 of the labelled LGE scans, whose patients the joint training has not seen, plans it for a start from the joint
 network, and learns it from one case and from all but one; from random weights and from the joint network,
-with nothing else that differs. Every patient is the validation case of one fold. What the record has already
-is not trained again, and a training that was interrupted goes on. Nothing is selected: Dice are those of the
-last weights on the validation cases, on the grid of 4 mm.
+with nothing else that differs. Every patient is the validation case of one fold. ``turned`` asks the joint
+network for hearts on these scans without any training on them, mirrored along every set of axes. What the
+record has already is not trained again, and a training that was interrupted goes on. Nothing is selected:
+Dice are those of the last weights on the validation cases, on the grid of 4 mm.
 """
 
 import argparse
 import json
 import shutil
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ from medplan import checkpoint, registry
 from medplan.cli import main as medplan
 from medplan.commands.planning import load_plan
 from medplan.predict.folder import find_folds
+from medplan.predict.sliding_window import predict_classes
 from medplan.runtime import Runtime
 from medplan.samples.cases import CaseStore
 from medplan.train.budget import lasting
 from medplan.train.loop import train
-from medplan.train.validate import make_validator
+from medplan.train.validate import class_dice, make_validator
 from medplan.workspace import Workspace
 
 DATASETS = ("CHAOS", "Synapse", "LASeg", "ACDC", "MSCMRSeg", "Hippocampus")
@@ -41,6 +43,7 @@ FOLDS = 4
 SMALL = ("--spacing", "4", "--gpu-memory", "1")
 PATCH = ("--patch-size", "32", "48", "48")
 STARTS = ("random", "joint")
+HEARTS = ("ACDC", "MSCMRSeg")
 CURVE = 5
 """Validations in the course of a training on LGE."""
 WITHOUT_LGE = ("--leave-out-domain", "LGE")
@@ -50,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="+", choices=["joint", "separate", "transfer"])
+    parser.add_argument("parts", nargs="+", choices=["joint", "separate", "transfer", "turned"])
     parser.add_argument("--workspace", type=Path, required=True)
     parser.add_argument("--iters", type=int, default=3819, help="of the joint training")
     parser.add_argument("--transfer-iters", type=int, default=150, help="of each training on LGE")
@@ -82,6 +85,9 @@ def main() -> None:
                     key = f"{name} {start} fold {fold}"
                     if key not in known:
                         save(part, key, transfer(space, name, start, fold, options.transfer_iters))
+        elif part == "turned":
+            for tasks in HEARTS:
+                save(part, tasks, turned(space, plan_transfer(space, 1), tasks))
 
 
 def joint(space: Workspace, iterations: int) -> dict[str, Any]:
@@ -111,6 +117,44 @@ def transfer(space: Workspace, name: str, start: str, fold: int, iterations: int
     return fit(
         space, name, "hermes", run=start, iterations=iterations, fold=fold, start_from=first, points=CURVE
     )
+
+
+def turned(space: Workspace, name: str, tasks: str) -> dict[str, float]:
+    """Return the mean Dice on LGE of the joint network, asked for the tasks of another dataset, by the axes
+    that the scans are mirrored along."""
+    source = find_folds(space.run_folder(UNIVERSAL, "hermes", "default"))[0].checkpoint
+    state = checkpoint.load(source)
+    joint = checkpoint.plan_of(state, path=source)
+    model = registry.find("hermes")(joint).eval()
+    model.load_state_dict(state["weights"])
+    plan, runtime = load_plan(space, name, "hermes"), Runtime.choose("cpu")
+    (lge,), labels = plan.datasets, joint.dataset(tasks).labels
+    assert labels.names == lge.labels.names
+    folders = {LGE: space.preprocessed_folder(LGE, lge.preprocessed_name(plan.grid))}
+    stores = [CaseStore(folders, plan, fold) for fold in range(FOLDS)]
+    cases = [store[key] for store in stores for key in store.role("validation")]
+    found = {}
+    for axes in (axes for number in range(4) for axes in combinations((0, 1, 2), number)):
+        dice = []
+        for case in cases:
+            pixels = np.flip(case.image((0, 0, 0), case.shape), [axis + 1 for axis in axes]).copy()
+            codes = np.flip(case.label(), axes).copy()
+            asked = replace(
+                case, key=f"{tasks}/{case.key}", pixels=pixels, codes=codes, prompts={"modality": "unknown"}
+            )
+            with torch.no_grad():
+                predicted = predict_classes(
+                    model.predictor(asked, ()),
+                    asked,
+                    labels,
+                    patch_size=joint.patch_size,
+                    device=runtime.device,
+                    autocast=runtime.autocast,
+                )
+            dice += class_dice(predicted, codes, labels).values()
+        found["".join("zyx"[axis] for axis in axes) or "as stored"] = round(float(np.mean(dice)), 4)
+    print(tasks, found, flush=True)
+    return found
 
 
 def fit(
