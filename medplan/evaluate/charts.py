@@ -144,7 +144,8 @@ def scatter_chart(groups: Mapping[str, Sequence[tuple[float, float, str]]], *, t
     parts.append(
         f'<text class="tick" x="{WIDTH / 2:.0f}" y="{height - 4:.0f}" text-anchor="middle">'
         f"reference ({unit}), both axes logarithmic</text>"
-        f'<text class="tick" x="60" y="12" dominant-baseline="hanging">predicted ({unit})</text>'
+        f'<text class="tick" transform="translate(11 {(height - 42) / 2:.0f}) rotate(-90)" '
+        f'text-anchor="middle">predicted ({unit})</text>'
     )
     shown = "".join(legend) if len(legend) <= 24 else ""
     return (

@@ -131,6 +131,8 @@ def _cases(evaluation: Evaluation, *, num_worst: int, num_median: int, num_best:
     picks = [("worst", case) for case in ranked[:num_worst]]
     picks += [("median", case) for case in ranked[middle : middle + num_median]]
     picks += [("best", case) for case in reversed(ranked[max(len(ranked) - num_best, 0) :])]
+    if len(ranked) <= num_worst:  # all of them are shown, and none stands out
+        picks = [(f"{place} of {len(ranked)}", case) for place, case in enumerate(ranked, 1)]
     shown: dict[str, str] = {}
     for kind, case in picks:
         shown.setdefault(case.id, _case(case, kind, evaluation))

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 
 import numpy as np
 
 from medplan.evaluate.charts import Dots, box_chart, scatter_chart
 from medplan.evaluate.page import Cell, card, number, spread, table
-from medplan.evaluate.summary import CaseScores, Summary, across
+from medplan.evaluate.summary import CaseScores, Interval, Summary, across
 
 __all__ = [
     "all_cases",
@@ -108,14 +109,19 @@ def runs(groups: Sequence[tuple[str, Sequence[Summary]]]) -> str:
         if len(summaries) < 2:
             continue
         row = [Cell.text(name), Cell(str(len(summaries)))]
-        for metric, digits in (("dice", 3), ("hd95", 2), ("nsd", 3)):
-            found = across([summary.mean(metric) for summary in summaries])
+        for metric, digits, most in (("dice", 3, 1.0), ("hd95", 2, math.inf), ("nsd", 3, 1.0)):
+            found = _within(across([summary.mean(metric) for summary in summaries]), most)
             row += [Cell(number(found.mean, digits)), Cell(spread(found, digits))]
-        pooled = across([_nanmean(summary.pooled_dice()) for summary in summaries])
+        pooled = _within(across([_nanmean(summary.pooled_dice()) for summary in summaries]), 1.0)
         rows.append([*row, Cell(number(pooled.mean)), Cell(spread(pooled))])
     columns = ["Over folds and seeds", "Runs", "Dice", "95 % CI", "HD95", "95 % CI", "NSD", "95 % CI",
                "Pooled", "95 % CI"]  # fmt: skip
     return table(columns, rows)
+
+
+def _within(interval: Interval, most: float) -> Interval:
+    """Cut an interval of two or three values to what a score can be."""
+    return replace(interval, low=max(interval.low, 0.0), high=min(interval.high, most))
 
 
 def classes(summary: Summary) -> str:

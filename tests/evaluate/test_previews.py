@@ -8,7 +8,9 @@ import pytest
 from medplan.cli import main
 from medplan.data.images import Geometry, write_image, write_label
 from medplan.data.labels import LabelSpace
+from medplan.evaluate import sections
 from medplan.evaluate.previews import write_previews
+from medplan.evaluate.summary import across
 from tests.evaluate.test_report import check
 
 LABELS = LabelSpace(names=("liver <left>", "spleen"), values=((1,), (2,)))
@@ -68,3 +70,9 @@ def test_evaluating_a_folder_that_is_not_there_says_so(
 ) -> None:
     assert main(["evaluate", "-i", str(tmp_path / "x"), "-r", str(tmp_path)]) == 2
     assert "There is no folder or file" in capsys.readouterr().err
+
+
+def test_intervals_of_two_runs_stay_within_what_a_score_can_be() -> None:
+    interval = sections._within(across([0.1, 0.9]), 1.0)
+    assert (interval.low, interval.high, interval.mean) == (0.0, 1.0, 0.5)
+    assert np.isnan(sections._within(across([0.5]), 1.0).low)
