@@ -22,7 +22,7 @@ class WarmupThenPoly:
 
 @dataclass(frozen=True)
 class StepDecay:
-    """Falls by 5 % so many times, at equal distances."""
+    """Falls by 5 % `times` times in the course of a phase, at equal intervals."""
 
     times: int
 
@@ -36,14 +36,14 @@ def cosine(fraction: float) -> float:
 
 
 def decay_at(decay: float, step: int, num_steps: int) -> float:
-    """Return the decay at a step: lower at first, and throughout a training that is short.
+    """Return the decay of a moving average at a step: lower at first, and throughout a short training.
 
-    A young average would remember the random start; one that reaches back over more than a fiftieth of the
-    training would trail behind networks that still change fast.
+    At first so that the average forgets the random start. In a short training because an average over more
+    than a fiftieth of it would lag behind a network that still changes fast.
     """
     return min(decay, 1 - 1 / (step + 1), max(0.0, 1 - 50 / num_steps))
 
 
 def falling(fraction: float) -> float:
-    """Return the factor of the learning rate: from 1 in a line to 0.001."""
+    """Return the factor of the learning rate, which falls linearly from 1 to 0.001."""
     return 1.0 - 0.999 * fraction

@@ -14,10 +14,9 @@ _Network = TypeVar("_Network", bound=nn.Module)
 
 
 class MovingAverage(nn.Module):
-    """A second set of weights for a network, which trails behind it.
+    """An exponential moving average of the weights of a network; it starts equal to them.
 
-    The weights are buffers, so that they are saved and moved with the method and no optimiser finds them.
-    They start equal to the network's.
+    It is kept in buffers, so that it is saved and moved with the method, and no optimiser trains it.
 
     Args:
         network: whose parameters and buffers are averaged; not kept.

@@ -44,13 +44,14 @@ def step_registration(
 ) -> dict[str, Tensor]:
     """Step the registration decoder along the hypergradient; return what is to be logged.
 
-    Both objectives meet the flows only through the warped labels and the pseudo image. They are cut there,
-    so that each part of the graph is traversed once and freed before the next one is.
+    The flows act on both objectives through two tensors only, the warped labels and the pseudo image. So the
+    objectives are first differentiated with respect to these two, which frees the segmentation's part of the
+    graph; the results are then multiplied with them, and one backward pass goes on from there to the flows.
 
     Args:
-        pseudo: the pseudo image, with its graph down to the flows.
-        leaf: the same values without the graph; no gradient is sent there if it requires none.
-        maps: of `leaf`, with a graph.
+        pseudo: the pseudo image, differentiable with respect to the flows.
+        leaf: the same values, cut off from the flows; without ``requires_grad`` it gets no gradient.
+        maps: the encoder's maps of `leaf`, differentiable with respect to it.
         weights: of ``similarity``, ``smooth``, ``cycle`` and ``agreement``.
         limit: largest absolute value of c.
     """
@@ -75,7 +76,8 @@ def step_registration(
     if image_lower:
         total = total + factor * (image_lower[0] * pseudo).sum()
     update.minimise(total, "reg")
-    # What is left of the Dice in the gradient; near 0 where c is near -1 and the blend near 1.
+    # How much of the Dice is left in the gradient: near 0 where c is near -1 and the blend near 1, as both
+    # objectives then cancel each other.
     left = label_gradient.norm() / label_upper.norm().clamp_min(1e-12)
     logged = {**terms, "registration": images + share * consistency, "agreement": consistency}
     logged |= {"segmentation": taught, "factor": factor, "left": left}

@@ -1,6 +1,7 @@
-"""The outline of a class carried over from examples, and how much each voxel looks like what it encloses.
+"""Where the outline of a class in examples comes to lie in another case, and how much each voxel there looks
+like what the outline encloses.
 
-Differs: nothing like it is in published few-shot methods, which are told where an organ begins and ends.
+Differs: published few-shot methods have no such step; they are told where an organ begins and ends.
 """
 
 from collections.abc import Sequence
@@ -16,10 +17,10 @@ from medplan.preprocess.carry import AxisMap, Millimetres, Volume, refine
 __all__ = ["REACH_MM", "Carried", "carry_class"]
 
 REACH_MM = 40.0
-"""Around a class its surroundings guide the fit, and a class is ruled out further from its outline."""
+"""Surroundings up to here from a class guide the fit; further from its outline a class is ruled out."""
 
 SHARPNESS = 8
-"""Power of the likeness that an example's vote is: one that fits a tenth better counts twice as much."""
+"""Examples count with this power of their likeness: one that fits a tenth better counts twice as much."""
 
 LEAST_LIKENESS = 0.01
 
@@ -56,11 +57,11 @@ class Carried:
     def worth(
         self, lower: Voxel, upper: Voxel, *, per_mm: float, per_look: float, absent: float
     ) -> npt.NDArray[np.float32]:
-        """Return what place and look of each pixel of a box (1, Y, X) speak for the class, as (Y, X).
+        """Return (Y, X): how much place and look of each pixel of a box (1, Y, X) speak for the class.
 
         Args:
             per_mm, per_look: factors of `inside_mm` and `look`.
-            absent: the answer further outside than `REACH_MM`.
+            absent: what is returned for pixels further outside than `REACH_MM`.
         """
         shape = [high - low for low, high in zip(lower, upper, strict=True)]
         result: npt.NDArray[np.float32] = np.full(shape[1:], absent, np.float32)

@@ -113,7 +113,7 @@ def exchange(general: nn.Module, medical: nn.Module, *, keep: float) -> Tensor:
     running statistics too, counters are left.
 
     Returns: the distance of the weights before.
-    Source: digest of arXiv:2504.20501, keep = 0.99.
+    Source: arXiv:2504.20501, keep = 0.99.
     """
     distance = []
     pairs = zip(general.state_dict().values(), medical.state_dict().values(), strict=True)

@@ -1,4 +1,4 @@
-"""Networks that exchange features between labelled and unlabelled samples, from a plan's choices."""
+"""Builds the networks that exchange features between labelled and unlabelled samples, as a plan asks."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -49,8 +49,9 @@ class FewShotPredictor:
         correspondence: how slices are matched where no extent is given; ``fit`` needs volumes with a spacing,
             and matches by ``position`` where there are none.
         per_mm, per_look: with ``fit``: what a pixel's score gains per millimetre inside the carried outline,
-            and how much its looking like the inside of it counts.
-        margin: with ``position``: a slice lying further outside the class, as a share of the body, has none.
+            and the weight of its likeness to what the outline encloses.
+        margin: with ``position``: a slice further outside the extent of a class than this share of the body
+            is taken to show none of it.
         shrink_by: how masks come to the feature grid.
     """
 

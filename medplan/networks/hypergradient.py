@@ -14,11 +14,11 @@ __all__ = ["differentiate", "hypergradient_factor"]
 def differentiate(
     loss: Tensor, parameters: Sequence[Tensor], inputs: Sequence[Tensor], update: Update, name: str
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the gradients in an optimiser's parameters and in further tensors, in one traversal.
+    """Return the gradients of a loss with respect to parameters and to other tensors, from one backward pass.
 
     Args:
         parameters: those of the optimiser `name`, in its order; their gradients are averaged over the ranks.
-        inputs: tensors of this rank that the loss depends on.
+        inputs: tensors that the loss depends on; their gradients are those of this rank.
     """
     wanted = [*parameters, *inputs]
     if loss.is_meta:
@@ -31,7 +31,7 @@ def differentiate(
     linear = loss.new_zeros(())
     for parameter, gradient in zip(parameters, own, strict=True):
         linear = linear + (parameter * gradient).sum()
-    # The gradient of a linear function is known already; this only averages it over the ranks.
+    # `Update` averages the gradients of losses. The gradient of this sum is `own`, so that is averaged.
     return update.gradients(linear, name), list(others)
 
 

@@ -38,7 +38,7 @@ class VolumeEncoder(nn.Module):
     Attributes:
         channels: of each map.
         strides: voxels of the input per voxel of each map, (z, y, x).
-        recompute: forget what stages compute inside until the backward pass needs it.
+        recompute: do not keep activations inside the stages (see `medplan.networks.recompute`).
     """
 
     channels: tuple[int, ...]
@@ -91,7 +91,7 @@ class UNetEncoder(VolumeEncoder):
 
 
 class _Up(nn.Module):
-    """Doubles the size (or whatever lies between two levels) and takes the finer maps in."""
+    """Upsamples by the factor between two levels, and merges the finer level's maps."""
 
     def __init__(self, inputs: int, outputs: int, skipped: int, factor: Voxel, *, skip_first: bool) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class _Up(nn.Module):
 
 
 class PyramidDecoder(nn.Module):
-    """Climbs a pyramid of feature maps, of one image or of a pair, to the resolution of the finest.
+    """Decodes a pyramid of feature maps, of one image or of a pair, to the resolution of the finest.
 
     Args:
         encoder: gives channels and strides; the finest map has the resolution of the volume.

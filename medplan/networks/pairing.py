@@ -143,9 +143,9 @@ class Pairing(nn.Module):
         }
 
     def pseudo_image(self, pair: Pair, blend_B1111: Tensor) -> Tensor:
-        """Blend the image with its round trip through the atlas: ``(1 - a) round trip + a image``.
+        """Return ``(1 - a) round trip + a image``: the round trip is the image warped to the atlas and back.
 
-        The second warp of the round trip takes nearest voxels, so that its flow gets no gradient from here.
+        The way back takes nearest voxels, so that only the flow of the way there gets a gradient from here.
         """
         returned = warp(warp(pair.image, pair.to_atlas), pair.to_image, mode="nearest")
         return returned - blend_B1111.to(returned.dtype) * (returned - pair.image)
@@ -189,9 +189,10 @@ class Pairing(nn.Module):
     def onto(
         self, patch: Tensor, case: Case, corner: Voxel, atlas: Case, flipped: Sequence[int] = ()
     ) -> Pair:
-        """Register the atlas, cut where it lies beside a patch (1, C, Z, Y, X) of a case, onto the patch.
+        """Register the atlas onto a patch (1, C, Z, Y, X) of a case.
 
-        A patch that shows its case mirrored (`Predictor`) is met by the atlas mirrored alike.
+        The part of the atlas is used that lies where the patch does, mirrored if the patch shows its case
+        mirrored (see `Predictor`).
         """
         lower, from_end = beside(atlas, case, corner), [axis - 3 for axis in flipped]
         z, y, x = (low + size for low, size in zip(lower, patch.shape[-3:], strict=True))
@@ -203,7 +204,11 @@ class Pairing(nn.Module):
         return self.register(batch, both_ways=False)
 
     def describe(self, pair: Pair, inner: tuple[slice, slice, slice]) -> dict[str, Volume | float]:
-        """Return what registration made of a pair of one, cut to the case, and figures of its quality."""
+        """Return the results of registration for a batch of one pair, without padding, and its quality.
+
+        Args:
+            inner: the part of the patch that the case fills.
+        """
 
         def volume(tensor: Tensor, kind: Literal["logits", "image", "displacement"]) -> Volume:
             return Volume(array=tensor[0][(slice(None), *inner)].float().cpu().numpy(), kind=kind)

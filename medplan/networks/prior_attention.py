@@ -16,7 +16,7 @@ EPS = 1e-4
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return softmax(query key^T / sqrt(head)) value for tensors (B, heads, tokens, head).
+    """Return softmax(query key^T / sqrt(head)) value for tensors (B, heads, tokens, channels of a head).
 
     Args:
         mask: bool (B, 1, 1, key tokens), True where a key may be looked at; None for everywhere.

@@ -1,4 +1,5 @@
-"""Less memory for more time: what a part computes inside is forgotten, and computed again when needed."""
+"""Activation checkpointing: less memory for more time. Activations inside a part of a network are not kept,
+but computed again in the backward pass."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -20,7 +21,8 @@ def run(module: nn.Module, *inputs: Any, recompute: bool) -> Any:
     """
     if not recompute or not torch.is_grad_enabled():
         return module(*inputs)
-    # The backward pass leaves the innermost mode, in which the runtime chooses the precision on the CPU.
+    # On the CPU the runtime sets the precision of some operations by a function mode, which is not active in
+    # the backward pass: it has to be entered again there.
     modes = [] if torch.compiler.is_compiling() else _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     if not modes and not any(isinstance(part, _BatchNorm) for part in module.modules()):
         return checkpoint(module, *inputs, use_reentrant=False, preserve_rng_state=False)
@@ -33,8 +35,8 @@ def run(module: nn.Module, *inputs: Any, recompute: bool) -> Any:
 
 @contextmanager
 def _as_before(module: nn.Module, modes: Sequence[TorchFunctionMode]) -> Iterator[None]:
-    """Enter the modes of the forward pass, and keep running statistics and counters as they are; a batch norm
-    in eval mode goes on using them."""
+    """Enter the function modes of the forward pass, and let no batch norm update its running statistics a
+    second time; in eval mode it still uses them."""
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

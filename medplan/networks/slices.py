@@ -1,4 +1,4 @@
-"""SAM's image encoder on volumes, slice by slice, and decoders that climb from its one coarse map.
+"""SAM's image encoder on volumes, slice by slice, and decoders that upsample its one coarse map.
 
 Shapes: B batch, C channels, D features, Z Y X voxels.
 """
@@ -64,7 +64,7 @@ class _ResidualUp(nn.Module):
 
 
 class SliceDecoder(nn.Module):
-    """Climbs from maps at a sixteenth of the plane to full resolution; there are no finer maps to skip from.
+    """Upsamples maps at a sixteenth of the plane's resolution to full resolution, without skip connections.
 
     Differs: the official segmentation head expects 32 channels and is handed 16, its registration decoder
     reads attributes that it does not have; both are set right here.

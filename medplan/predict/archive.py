@@ -2,8 +2,8 @@
 manifest with the sha256 of every file.
 
 An archive comes from elsewhere and is not trusted: only files that its manifest lists, with the sizes and
-    digests stated there, are unpacked, under plain relative names, into a new folder; weights are read as
-    tensors only.
+digests stated there, are unpacked, under plain relative names, into a new folder; weights are read as tensors
+only.
 """
 
 import hashlib

@@ -78,7 +78,7 @@ def apply(record: Postprocessing, label: LabelMap, labels: LabelSpace) -> LabelM
     label = label.copy()
     everything = sorted({value for values in labels.values for value in values if value})
     # Voxels are only taken away, so that these boxes stay large enough.
-    boxes = value_boxes(label, everything)
+    boxes = value_boxes(label)
     if record.largest_foreground:
         _keep_largest(label, everything, boxes)
     for name, values in zip(labels.names, labels.values, strict=True):
@@ -91,7 +91,7 @@ def decide(pairs: Iterable[tuple[LabelMap, LabelMap]], labels: LabelSpace) -> Po
     """Choose the post-processing on validation cases, looked at once each.
 
     A step is taken if it lowers the mean Dice of no class: first the largest component of everything, then,
-        per class, the largest of its own. A class that no case shows is left alone.
+    per class, the largest of its own. A class that no case shows is left alone.
 
     Args:
         pairs: predicted and reference label map (Z, Y, X) of each case.

@@ -205,7 +205,7 @@ class _Elements(Dataset[Any]):
 
 
 class _Numbers:
-    """Element numbers of each batch; an object rather than a generator, so that workers can be restarted."""
+    """The element numbers of each batch; can be iterated over again, as `DataLoader` asks of a sampler."""
 
     def __init__(self, starts: tuple[int, ...], share: int) -> None:
         self._starts, self._share = starts, share

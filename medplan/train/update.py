@@ -99,7 +99,7 @@ class GradientUpdate:
         self._optimizers[name].step()
         for parameter in parameters:
             parameter.grad = None
-        # Autocast keeps bf16 copies of the weights; a second forward in this step must see the new ones.
+        # Autocast keeps bfloat16 copies of weights; another forward pass in this step must see the new ones.
         torch.clear_autocast_cache()
 
     def _known(self, name: str) -> list[Tensor]:
