@@ -14,6 +14,9 @@ Box = tuple[tuple[int, int, int], tuple[int, int, int]]
 
 SLAB_VOXELS = 1 << 18
 MAX_VALUE_RANGE = 1 << 20
+MAX_COUNTERS = 1 << 10
+"""Label values over a wider range are numbered anew before they are counted per row and column."""
+
 AIR_HU = -500.0
 MIN_PLANE_SHARE = 0.001
 """A plane belongs to the body when more than this share of its voxels is brighter than the threshold."""
@@ -88,26 +91,35 @@ def value_counts(label: npt.NDArray[np.integer]) -> dict[int, int]:
     return {0: background, **found} if background else found
 
 
-def value_boxes(label: npt.NDArray[np.integer], values: Sequence[int]) -> dict[int, Box]:
-    """Return the box of each of the values (none of them 0) that occurs in a label map (Z, Y, X)."""
-    outer = _box(label.shape, lambda part: label[part] != 0, 0.0)
-    inner = label[_slices(outer)]
-    planes = [set(np.unique(plane).tolist()) for plane in inner]
-    boxes: dict[int, Box] = {}
-    for value in values:
-        inside = [number for number, present in enumerate(planes) if value in present]
-        if not inside:
+def value_boxes(label: npt.NDArray[np.integer]) -> dict[int, Box]:
+    """Return the box of each value other than 0 that occurs in a label map (Z, Y, X)."""
+    low, high = int(label.min(initial=0)), int(label.max(initial=0))
+    is_wide = high - low >= MAX_COUNTERS
+    values: Sequence[int] = sorted(value_counts(label)) if is_wide else range(low, high + 1)
+    count = len(values)
+    first = np.full((count, 3), max(label.shape), dtype=np.int64)
+    behind = np.zeros((count, 3), dtype=np.int64)
+    for z, plane in enumerate(label):
+        if not plane.any():
             continue
-        start, stop = inside[0], inside[-1] + 1
-        own = np.zeros(inner.shape[1:], dtype=np.bool_)
-        for plane in inner[start:stop]:
-            own |= plane == value
-        rows, columns = np.flatnonzero(own.any(axis=1)), np.flatnonzero(own.any(axis=0))
-        z, y, x = outer[0]
-        boxes[value] = (
-            (z + start, y + int(rows[0]), x + int(columns[0])),
-            (z + stop, y + int(rows[-1]) + 1, x + int(columns[-1]) + 1),
-        )
+        rows, columns = np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0))
+        part = plane[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.int64)
+        numbers = np.searchsorted(values, part) if is_wide else part - low
+        # One counter per value and row, and one per value and column: no search for each value.
+        for axis, start in ((1, rows[0]), (2, columns[0])):
+            length = part.shape[axis - 1]
+            lines = np.arange(length)[:, None] if axis == 1 else np.arange(length)
+            counted = np.bincount((numbers + count * lines).ravel(), minlength=count * length)
+            there = counted.reshape(length, count) > 0
+            present = np.flatnonzero(there.any(axis=0))
+            lowest, highest = there.argmax(axis=0)[present], length - there[::-1].argmax(axis=0)[present]
+            first[present, axis] = np.minimum(first[present, axis], start + lowest)
+            behind[present, axis] = np.maximum(behind[present, axis], start + highest)
+        first[present, 0], behind[present, 0] = np.minimum(first[present, 0], z), z + 1
+    boxes = {}
+    for value, lower, upper in zip(values, first.tolist(), behind.tolist(), strict=True):
+        if value != 0 and upper[0] > 0:
+            boxes[value] = ((lower[0], lower[1], lower[2]), (upper[0], upper[1], upper[2]))
     return boxes
 
 

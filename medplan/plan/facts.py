@@ -150,9 +150,7 @@ def _foreground(loaded: Loaded, labels: LabelSpace) -> tuple[Histogram, ...] | N
 def _classes(loaded: Loaded, labels: LabelSpace) -> dict[str, ClassFacts]:
     if loaded.label is None:
         return {}
-    wanted = {value for values in labels.values for value in values}
-    present = tuple(sorted((wanted & set(loaded.counts)) - {0}))
-    boxes = value_boxes(loaded.label, present)
+    boxes = value_boxes(loaded.label)
     spacing = loaded.geometry.spacing_mm
     result: dict[str, ClassFacts] = {}
     for name, values in zip(labels.names, labels.values, strict=True):

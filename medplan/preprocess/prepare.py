@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from medplan.data.boxes import value_boxes
 from medplan.data.images import Geometry, Image
 from medplan.errors import DataError, PlanError
 from medplan.plan.schema import DatasetPlan, Grid, Normalisation
@@ -13,7 +14,7 @@ from medplan.preprocess.atlas import Atlas
 from medplan.preprocess.crop import crop_box
 from medplan.preprocess.geometry import Restoration, canonical_axes, canonical_geometry
 from medplan.preprocess.normalise import normalise
-from medplan.preprocess.resample import class_boxes, resample_image, resample_label, resampled_shape
+from medplan.preprocess.resample import resample_image, resample_label, resampled_shape
 from medplan.randomness import generator
 from medplan.samples.cases import Case
 
@@ -89,10 +90,10 @@ def class_locations(codes: npt.NDArray[np.int16], key: str) -> dict[int, npt.NDA
     """
     kind = np.uint16 if max(codes.shape) <= 65536 else np.int32
     locations: dict[int, npt.NDArray[np.integer]] = {}
-    for code, box in sorted(class_boxes(codes).items()):
+    for code, (lower, upper) in sorted(value_boxes(codes).items()):
         if code <= 0:
             continue
-        inside = codes[tuple(slice(*limits) for limits in box)] == code
+        inside = codes[tuple(slice(low, high) for low, high in zip(lower, upper, strict=True))] == code
         flat = np.flatnonzero(inside)
         if len(flat) > MAX_LOCATIONS:
             rng = generator("locations", key, code)
@@ -100,8 +101,7 @@ def class_locations(codes: npt.NDArray[np.int16], key: str) -> dict[int, npt.NDA
             drawn = rng.choice(len(flat), MAX_LOCATIONS, replace=False, shuffle=False)
             missing = ~np.isin(flat[first] // inside[0].size, flat[drawn] // inside[0].size)
             flat = np.sort(flat[np.concatenate([drawn, first[missing]])])
-        start = [low for low, _ in box]
-        locations[code] = (np.stack(np.unravel_index(flat, inside.shape), axis=1) + start).astype(kind)
+        locations[code] = (np.stack(np.unravel_index(flat, inside.shape), axis=1) + lower).astype(kind)
     return locations
 
 

@@ -5,10 +5,11 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from medplan.data.boxes import Box, value_boxes
 from medplan.data.labels import IGNORE
 from medplan.preprocess.operators import along, band, positions, window
 
-__all__ = ["class_boxes", "resample_image", "resample_label", "resampled_shape"]
+__all__ = ["resample_image", "resample_label", "resampled_shape"]
 
 Voxel = tuple[int, int, int]
 Number = TypeVar("Number", bound=np.generic)
@@ -68,7 +69,7 @@ def resample_label(codes: npt.NDArray[np.integer], shape: Voxel) -> npt.NDArray[
     result = np.zeros(shape, dtype=np.int16)
     best = np.zeros(shape, dtype=np.float32)
     total = np.zeros(shape, dtype=np.float32)
-    boxes = class_boxes(source)
+    boxes = value_boxes(source)
     for code in sorted(boxes):
         if code == IGNORE:
             continue
@@ -91,42 +92,12 @@ def _strongest_reduction_first(old: tuple[int, ...], new: Voxel) -> list[int]:
     )
 
 
-def class_boxes(codes: npt.NDArray[np.int16]) -> dict[int, tuple[tuple[int, int], ...]]:
-    """Return per code other than 0 the [start, stop) along each axis that holds it."""
-    offset = -IGNORE
-    highest = int(codes.max(initial=0)) + offset + 1
-    lows = np.full((highest, 3), max(codes.shape, default=1), dtype=np.int64)
-    highs = np.zeros((highest, 3), dtype=np.int64)
-    for z, plane in enumerate(codes):
-        if not plane.any():
-            continue
-        rows, columns = np.flatnonzero(plane.any(axis=1)), np.flatnonzero(plane.any(axis=0))
-        part = plane[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.int64) + offset
-        height, width = part.shape
-        by_row = np.bincount(
-            (part + highest * np.arange(height)[:, None]).ravel(), minlength=height * highest
-        )
-        by_column = np.bincount((part + highest * np.arange(width)).ravel(), minlength=width * highest)
-        for axis, counts, start in ((1, by_row, rows[0]), (2, by_column, columns[0])):
-            there = counts.reshape(-1, highest) > 0
-            present = np.flatnonzero(there.any(axis=0))
-            lows[present, axis] = np.minimum(lows[present, axis], start + there.argmax(axis=0)[present])
-            ends = start + len(there) - there[::-1].argmax(axis=0)[present]
-            highs[present, axis] = np.maximum(highs[present, axis], ends)
-            lows[present, 0], highs[present, 0] = np.minimum(lows[present, 0], z), z + 1
-    return {
-        int(code) - offset: tuple((int(a), int(b)) for a, b in zip(lows[code], highs[code], strict=True))
-        for code in np.flatnonzero(highs[:, 0] > 0)
-        if code != offset
-    }
-
-
 def _share(
-    codes: npt.NDArray[np.int16], code: int, box: tuple[tuple[int, int], ...], shape: Voxel
+    codes: npt.NDArray[np.int16], code: int, box: Box, shape: Voxel
 ) -> tuple[npt.NDArray[np.float32], tuple[slice, ...]]:
     """Return the linearly interpolated share of one class and the part of the output that it can reach."""
     bands, where = [], []
-    for (low, high), old, new in zip(box, codes.shape, shape, strict=True):
+    for low, high, old, new in zip(*box, codes.shape, shape, strict=True):
         position = np.clip(positions(old, new), 0, old - 1)
         reached = np.flatnonzero((position > low - 1) & (position < high))
         if not len(reached):
@@ -134,7 +105,7 @@ def _share(
         rows = int(reached[0]), int(reached[-1]) + 1
         bands.append(window("linear", old, new, rows, (low, high)))
         where.append(slice(*rows))
-    inside = codes[tuple(slice(*limits) for limits in box)] == code
+    inside = codes[tuple(slice(low, high) for low, high in zip(*box, strict=True))] == code
     volume = inside.astype(np.float32)
     sizes = tuple(part.stop - part.start for part in where)
     for axis in _order(volume.shape, sizes):

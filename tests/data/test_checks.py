@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from medplan.data.boxes import body_box, body_threshold, nonzero_box, value_boxes, value_counts
@@ -265,12 +267,13 @@ def test_tolerances_let_rounding_pass_and_nothing_else() -> None:
 def test_boxes_and_counts_equal_the_naive_ones(kind: type) -> None:
     rng = np.random.default_rng(3)
     label = np.zeros((20, 30, 40), kind)
-    for value in (1, 5, 200 if kind is np.uint8 else 600, 3 if kind is np.uint8 else -2):
+    large = {np.uint8: 200, np.int16: 600, np.int32: 10**6}[kind]
+    for value in (1, 5, large, 3 if kind is np.uint8 else -2):
         start = rng.integers(2, 10, 3)
         label[tuple(slice(s, s + n) for s, n in zip(start, rng.integers(1, 9, 3), strict=True))] = value
     values, numbers = np.unique(label, return_counts=True)
     assert value_counts(label) == dict(zip(values.tolist(), numbers.tolist(), strict=True))
-    boxes = value_boxes(label, [value for value in values.tolist() if value] + [77])
+    boxes = value_boxes(label)
     assert set(boxes) == set(values.tolist()) - {0}
     for value, (lower, upper) in boxes.items():
         where = np.argwhere(label == value)
@@ -281,7 +284,18 @@ def test_boxes_of_empty_and_full_volumes_are_the_whole_grid() -> None:
     for array in (np.zeros((1, 3, 4, 5)), np.ones((2, 3, 4, 5))):
         assert nonzero_box(array) == ((0, 0, 0), (3, 4, 5))
     assert value_counts(np.zeros((2, 3, 4), np.uint8)) == {0: 24}
-    assert value_boxes(np.zeros((2, 3, 4), np.uint8), [1]) == {}
+    assert value_boxes(np.zeros((2, 3, 4), np.uint8)) == {}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.tuples(*[st.integers(1, 9)] * 3), st.integers(0, 10**6))
+def test_boxes_of_values_are_the_smallest(shape: tuple[int, int, int], seed: int) -> None:
+    label = np.random.default_rng(seed).choice([0, 0, 0, -1, 1, 5], shape).astype(np.int16)
+    expected = {}
+    for value in np.unique(label[label != 0]):
+        where = np.argwhere(label == value)
+        expected[int(value)] = (tuple(where.min(0).tolist()), tuple((where.max(0) + 1).tolist()))
+    assert value_boxes(label) == expected
 
 
 @pytest.mark.parametrize(("air", "tissue"), [(0.0, 100.0), (-1000.0, 40.0), (-1.0, 2.0)])

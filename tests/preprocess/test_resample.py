@@ -1,11 +1,9 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from medplan.data.labels import IGNORE
 from medplan.preprocess.operators import operator
-from medplan.preprocess.resample import class_boxes, resample_image, resample_label, resampled_shape
+from medplan.preprocess.resample import resample_image, resample_label, resampled_shape
 
 SHAPES = [
     ((20, 30, 25), (11, 40, 25)),
@@ -106,18 +104,6 @@ def test_next_to_voxels_without_annotation_the_nearest_voxel_decides():
 def test_a_map_without_classes_stays_empty():
     assert not resample_label(np.zeros((4, 5, 6), np.int16), (7, 3, 2)).any()
     assert (resample_label(np.full((4, 5, 6), IGNORE, np.int16), (7, 3, 2)) == IGNORE).all()
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.tuples(*[st.integers(1, 9)] * 3), st.integers(0, 10**6))
-def test_class_boxes_are_the_smallest(shape, seed):
-    codes = np.random.default_rng(seed).choice([0, 0, 0, IGNORE, 1, 5], shape).astype(np.int16)
-    expected = {}
-    for code in np.unique(codes[codes != 0]):
-        where = np.argwhere(codes == code)
-        limits = zip(where.min(0).tolist(), (where.max(0) + 1).tolist(), strict=True)
-        expected[int(code)] = tuple(limits)
-    assert class_boxes(codes) == expected
 
 
 def test_the_extent_stays_the_same():
