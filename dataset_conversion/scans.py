@@ -4,12 +4,14 @@ Labels are found by their names and put on the voxel grid of their scan, so that
 to write a dataset.json.
 """
 
+import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,7 +72,7 @@ class _File:
 def convert(source: Path, target: Path) -> None:
     """Pair scans and labels by name and write both; give the same command again when labels were added.
 
-    Names of classes and channel that were put into dataset.json by hand stay.
+    What was put into dataset.json by hand stays: names of classes and channel, `exclude`, patients, domains.
 
     Raises: DataError if there are no scans, if a scan has two labels, or if a label file holds other things.
     """
@@ -79,7 +81,7 @@ def convert(source: Path, target: Path) -> None:
     endings = ", ".join(VOLUME_ENDINGS)
     require(source, bool(images), f"scans ({endings} or DICOM folders)")
     labels, notes = _paired(images, [file for file in files if file.is_label], source)
-    names, channel = _written_by_hand(target / "dataset.json")
+    names, channel, more = _written_by_hand(target / "dataset.json")
     cases: list[Case] = []
     work = [(image.path, labels.get(image.path)) for image in images]
     for (path, label), (values, note) in zip(
@@ -111,16 +113,28 @@ def convert(source: Path, target: Path) -> None:
         labels={names[value]: value for value in sorted(names)},
         channels=(channel,),
         notes=notes,
+        more=_about(more, {case.id for case in cases}),
     )
 
 
-def _written_by_hand(path: Path) -> tuple[dict[int, str], str]:
-    """Return the names of label values and of the channel in an earlier dataset.json, if there is one."""
+def _written_by_hand(path: Path) -> tuple[dict[int, str], str, dict[str, Any]]:
+    """Return the names of label values and of the channel in an earlier dataset.json, and all of it."""
     if not path.is_file():
-        return {}, CARD.channels[0]
+        return {}, CARD.channels[0], {}
     description = read_description(path.parent)
     labels = zip(description.labels.names, description.labels.values, strict=True)
-    return {values[0]: name for name, values in labels}, description.channels[0]
+    names = {values[0]: name for name, values in labels}
+    return names, description.channels[0], json.loads(path.read_text())
+
+
+def _about(description: Mapping[str, Any], cases: set[str]) -> dict[str, Any]:
+    """Return what a description says of cases that are still there."""
+    kept: dict[str, Any] = {
+        key: {case: name for case, name in description.get(key, {}).items() if case in cases}
+        for key in ("patient", "domain")
+    }
+    kept["exclude"] = [case for case in description.get("exclude", []) if case in cases]
+    return {key: value for key, value in kept.items() if value}
 
 
 def _files(source: Path) -> tuple[_File, ...]:

@@ -80,6 +80,7 @@ def write_dataset(
     only_present: bool = False,
     splits: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     notes: Sequence[str] = (),
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the cases into `target` in nnU-Net's raw layout; dataset.json appears when everything is there.
 
@@ -89,6 +90,7 @@ def write_dataset(
         only_present: declare only those labels that occur in the label files.
         splits: published splits, role to case ids, where they differ from the card's.
         notes: what a reader of the dataset should know, one sentence each; logged and kept in dataset.json.
+        more: further keys of dataset.json.
 
     Raises: DataError if `target` holds other files or lies inside `source`, if an image and its label differ
         in shape, or if a label has values that `labels` does not declare.
@@ -111,6 +113,7 @@ def write_dataset(
     published = _splits_of(cases, card.published_splits if splits is None else splits)
     description |= {"splits": published} if published else {}
     description |= {"notes": list(notes)} if notes else {}
+    description |= more or {}
     write_text(json.dumps(description, indent=1) + "\n", target / "dataset.json")
     _tidy(target)
 

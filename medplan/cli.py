@@ -86,9 +86,18 @@ def build_parser() -> argparse.ArgumentParser:
         added.set_defaults(run_verb=_lazy(module, name))
         return added
 
-    convert = verb("convert", "data", "Turn a data set as published into a raw dataset.", flags.workspace)
-    convert.add_argument("name", help="converter; 'medplan datasets' lists them")
-    convert.add_argument("--source", type=Path, required=True, help="folder of the data set as published")
+    convert = verb(
+        "convert",
+        "data",
+        "Make a raw dataset of your own scans or of a public data set.",
+        flags.workspace,
+    )
+    convert.add_argument(
+        "name", help="'scans' for a folder of your own, or one of those that 'medplan datasets' lists"
+    )
+    convert.add_argument(
+        "--source", type=Path, required=True, help="folder of the scans or of the data set as published"
+    )
     convert.add_argument("--target", type=Path, help="raw dataset to write (default raw_data/<name>)")
 
     verb("datasets", "data", "List the converters and the datasets of the workspace.", flags.workspace)

@@ -113,13 +113,14 @@ def test_a_label_that_was_added_joins_and_names_given_by_hand_stay(tmp_path: Pat
     convert(source, target)
     described = json.loads((target / "dataset.json").read_text())
     described["labels"] = {"background": 0, "liver": 1}
-    described["channel_names"] = {"0": "CT"}
+    described |= {"channel_names": {"0": "CT"}, "patient": {"0": "A", "1": "B"}, "exclude": ["0"]}
     (target / "dataset.json").write_text(json.dumps(described))
     nifti(source / "1_seg.nii.gz", blobs(1, [1, 2]), GRIDS[1])
     corrected = blobs(5, [1])
     nifti(source / "0_seg.nii.gz", corrected, GRIDS[0])
     convert(source, target)
     dataset = open_dataset(target)
+    assert [(case.id, case.patient) for case in dataset.cases] == [("1", "B")]
     assert dataset.labels.names == ("liver", "label 2") and dataset.channels == ("CT",)
     assert all(case.is_labelled for case in dataset.cases)
     (source / "1_seg.nii.gz").unlink()  # as one that somebody put into labelsTr would be
