@@ -37,6 +37,19 @@ def describe(root: Path, **changes: object) -> None:
     (root / "dataset.json").write_text(json.dumps(data))
 
 
+@pytest.mark.parametrize("degrees", [10, 45])
+def test_facts_say_whether_thick_slices_are_oblique(raw_dataset: Path, degrees: int) -> None:
+    turn = np.deg2rad(degrees)
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(
+        [[np.cos(turn), 0, np.sin(turn)], [0, 1, 0], [-np.sin(turn), 0, np.cos(turn)]]
+    ) @ np.diag([1.5, 1.5, 8.0])
+    for part in ("imagesTr/case00_0000.nii.gz", "labelsTr/case00.nii.gz"):
+        stored = nibabel.load(raw_dataset / part)
+        nibabel.save(nibabel.Nifti1Image(np.asarray(stored.dataobj), affine), raw_dataset / part)
+    assert take(raw_dataset).cases[0].is_oblique == (degrees == 45)
+
+
 def test_facts_of_a_case_equal_those_measured_by_hand(raw_dataset: Path) -> None:
     facts = take(raw_dataset).cases[0]
     image = read_image([raw_dataset / "imagesTr" / "case00_0000.nii.gz"]).array[0]
