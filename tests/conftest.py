@@ -5,6 +5,7 @@ repository in ``../shared/data`` (or where ``MEDPLAN_TEST_DATA`` says); tests th
 they are missing.
 """
 
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -102,6 +103,12 @@ def make_raw_dataset(
     }
     (folder / "dataset.json").write_text(json.dumps(description))
     return folder
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported by now out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

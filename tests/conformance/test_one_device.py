@@ -46,7 +46,7 @@ OTHER_SETTINGS = {
 
 
 def train_there(name: str, folder: Path, runtime: Runtime, config: Mapping[str, Any] | None = None) -> Method:
-    plan = tiny_plan(name, validate_every=3)
+    plan = tiny_plan(name, checkpoint_every=10**6)
     plan = replace(plan, config={**plan.config, **(config or {})})
     store = tiny_store(plan)
     method, validate = build(plan), make_validator(plan, store, runtime=runtime)
