@@ -122,6 +122,12 @@ def test_a_zip_predicts_what_its_folder_predicts(run: Path, tmp_path: Path, phan
     )
 
 
+def test_a_loaded_model_neither_trains_nor_keeps_gradients(run: Path) -> None:
+    for method in Model.load(run, device="cpu").methods:
+        assert not any(module.training for module in method.modules())
+        assert not any(parameter.requires_grad for parameter in method.parameters())
+
+
 def test_models_that_differ_have_other_digests(run: Path, tmp_path: Path) -> None:
     digests = {Model.load(run, device="cpu").digest}
     digests.add(Model.load(make_run(tmp_path / "other", make_plan(), noise=0.1), device="cpu").digest)

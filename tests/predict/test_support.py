@@ -153,3 +153,14 @@ def test_a_shown_class_is_named_to_the_method_and_written_with_its_value(model, 
     assert heard == [(("label 2", "label 7"), ["a"])]
     assert set(np.unique(found)) <= {0, 2, 7} and shown.digest != model.digest
     assert model.dataset.labels.names == ("liver", "spleen")
+
+
+def test_other_examples_of_the_same_classes_make_another_model(model, pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(Toy, "needs", replace(Toy.needs, new_classes=True))
+    array, _ = read_label(pair[1])
+    moved = write_label(tmp_path / "moved.nii.gz", np.roll(array, 1, axis=2), GEOMETRY)
+    digests = {
+        model.with_support([Example(name="a", images=(pair[0],), label=label)]).digest
+        for label in (pair[1], moved)
+    }
+    assert len({model.digest, *digests}) == 3
