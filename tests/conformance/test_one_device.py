@@ -48,7 +48,7 @@ OTHER_SETTINGS = {
 def train_there(name: str, folder: Path, runtime: Runtime, config: Mapping[str, Any] | None = None) -> Method:
     plan = tiny_plan(name, checkpoint_every=10**6)
     plan = replace(plan, config={**plan.config, **(config or {})})
-    store = tiny_store(plan)
+    store = tiny_store(plan, num_slices=2 if plan.dims == 2 else None)
     method, validate = build(plan), make_validator(plan, store, runtime=runtime)
     train(method, plan, store, folder, fold=0, runtime=runtime, validate=validate, workers=0)
     write_support([store[key] for role in ("atlas", "support") for key in store.role(role)], folder)
@@ -65,7 +65,7 @@ def predict_there(folder: Path, device: str) -> dict[str, Any]:
     """Return all that a model says of a phantom."""
     model = Model.load(folder, checkpoint="last", device=device, dataset="Phantom")
     depth, height, width = model.plan.patch_size
-    phantom = make_phantom(9, shape=(max(depth, 4), height, width))
+    phantom = make_phantom(9, shape=(max(depth, 2), height, width))
     geometry = Geometry(shape=phantom.image.shape, spacing_mm=phantom.spacing_mm)
     prepared = model.prepare(Image(array=phantom.image[None] / 3, geometry=geometry))
     probabilities = folder / "probabilities.npy"
