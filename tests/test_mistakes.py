@@ -66,6 +66,16 @@ def test_an_unknown_method_is_told_before_anything_is_measured(
     assert not (tmp_path / "plans").exists()
 
 
+def test_training_without_any_plan_makes_them_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_raw_dataset(tmp_path / "raw_data" / "A", num_labelled=3)
+    (tmp_path / "plans" / "A").mkdir(parents=True)
+    asked = ["train", "-d", "A", "--iters", "1", "--batch-size", "1", "--set", "no.such=1"]
+    assert "no" in said([*asked, "--workspace", str(tmp_path)], capsys)
+    assert (tmp_path / "plans" / "A" / "supervised.json").is_file()
+
+
 def test_every_method_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
     lines = capsys.readouterr().out.splitlines()

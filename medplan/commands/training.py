@@ -118,13 +118,15 @@ def _find_plan(space: Workspace, dataset: str, method: str | None, start_from: P
     """Return the plan of the dataset for the method, making it first if there is none."""
     from medplan import registry
     from medplan.commands.planning import load_plan, plan
+    from medplan.plan.overrides import Overrides
 
     if method is not None:
         registry.find(method)  # an unknown method is an error before anything is measured
+    elif not any(space.plan_path(space.plan_name(dataset), name).is_file() for name in registry.names()):
+        print("There is no plan yet; making one for each method that fits.")
+        plan(datasets=[dataset], method=None, overrides=Overrides(), workspace=space.root)
     known = method is not None and space.plan_path(space.plan_name(dataset), method).is_file()
     if method is not None and not known:
-        from medplan.plan.overrides import Overrides
-
         print(f"There is no plan for {method} yet; making one.")
         chosen = Overrides(like=None if start_from is None else read_plan(start_from))
         plan(datasets=[dataset], method=method, overrides=chosen, workspace=space.root)

@@ -51,18 +51,14 @@ def lasting(
     phases = [phase for phase in method.phases() if phase.num_steps]
     costs = {
         phase.name: _seconds_per_step(
-            method, phase, store, seed=plan.training.seed, runtime=runtime, workers=workers
+            method, phase, store, minutes=minutes, plan=plan, runtime=runtime, workers=workers
         )
         for phase in phases
     }
     seconds = minutes * 60 - (time.monotonic() - start)
     iterations = int(seconds / _mean_cost(type(method), plan, costs))
     if iterations < 10 * len(phases):
-        raise PlanError(
-            f"--minutes {minutes:g}: a step takes {max(costs.values()):.2g} s here, so that hardly anything "
-            "would be learnt; give more minutes, or plan smaller steps, for instance with 'medplan plan -d "
-            f"{plan.name} -m {plan.method} --gpu-memory 1', or less."
-        )
+        raise _too_slow(minutes, max(costs.values()), plan)
     # Phases of a fixed length weigh more in a short training: the mean is that of the length found first.
     mean = _mean_cost(type(method), _with_iterations(plan, iterations), costs)
     iterations = -runtime.any(-max(1, int(seconds / mean)))
@@ -70,10 +66,26 @@ def lasting(
     return _with_iterations(plan, iterations)
 
 
+def _too_slow(minutes: float, step: float, plan: Plan) -> PlanError:
+    return PlanError(
+        f"--minutes {minutes:g}: a step takes {step:.2g} s here, so that hardly anything would be learnt; "
+        "give more minutes, or plan smaller steps, for instance with 'medplan plan -d "
+        f"{plan.name} -m {plan.method} --gpu-memory 1', or less."
+    )
+
+
 def _seconds_per_step(
-    method: Method, phase: Phase, store: CaseStore, *, seed: int, runtime: Runtime, workers: int
+    method: Method,
+    phase: Phase,
+    store: CaseStore,
+    *,
+    minutes: float,
+    plan: Plan,
+    runtime: Runtime,
+    workers: int,
 ) -> float:
-    """Return the mean over the course of a phase, loading included."""
+    """Return the mean over the course of a phase, loading included; give up where it is hopelessly long."""
+    seed = plan.training.seed
     update = GradientUpdate(method.begin(phase.name), phase=phase, runtime=runtime)
     most = replace(phase, num_steps=WARM_UP_STEPS + len(FRACTIONS) * MOST_STEPS)
     numbered = batches(store, most, seed=seed, runtime=runtime, workers=workers)
@@ -88,10 +100,15 @@ def _seconds_per_step(
         take_step(method, batch, phase, update, at, runtime)
 
     start = 0.0
-    for _ in range(WARM_UP_STEPS):
+    for number in range(WARM_UP_STEPS):
         start = time.monotonic()
         step(FRACTIONS[0])
         runtime.wait()
+        taken = time.monotonic() - start
+        # The first step also starts workers and chooses algorithms, and says less.
+        if runtime.any(int(taken * (10 if number else 1) > minutes * 60)):
+            numbered.close()
+            raise _too_slow(minutes, taken, plan)
     each = runtime.any(max(1, min(MOST_STEPS, int(1 / max(time.monotonic() - start, 1e-3)))))
     start = time.monotonic()
     for fraction in FRACTIONS:

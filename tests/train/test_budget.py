@@ -64,6 +64,15 @@ def test_too_little_time_is_refused() -> None:
         budget.lasting(0.5, plan, Clocked(plan), toy_store(plan), runtime=CPU, workers=0)
 
 
+def test_hopelessly_slow_steps_are_not_timed_to_the_end() -> None:
+    plan = toy_plan(iterations=900)
+    for minutes, steps in ((0.25, 2), (0.03, 1)):
+        Clocked.now = 0.0
+        with pytest.raises(PlanError, match="a step takes 2 s here"):
+            budget.lasting(minutes, plan, Clocked(plan), toy_store(plan), runtime=CPU, workers=0)
+        assert Clocked.now == 2.0 * steps
+
+
 def test_what_a_phase_does_not_train_is_frozen_while_it_is_timed() -> None:
     frozen: dict[str, int] = {}
 
