@@ -88,7 +88,7 @@ def model(parser: argparse.ArgumentParser) -> None:
 def numbers(parser: argparse.ArgumentParser) -> None:
     """Add the flags that change a plan's numbers; together with `planning` the fields of `Overrides`."""
     add = parser.add_argument
-    add("--iters", dest="iterations", type=_positive, metavar="N", help="training iterations in all")
+    add("--iters", dest="iterations", type=_count, metavar="N", help="training iterations in all")
     add("--batch-size", type=_positive, metavar="N", help="samples per step")
     add("--patch-size", type=_positive, nargs="+", metavar="N", help="z y x, or y x for slices")
     add("--lr", type=float, help="base learning rate")

@@ -52,7 +52,7 @@ def test_every_override_has_a_flag() -> None:
         (["trian"], "did you mean 'train'"),
         (["plan", "-d", "X", "--gpu-memry", "4"], "did you mean '--gpu-memory'"),
         (["train"], "required: -d/--dataset"),
-        (["plan", "-d", "X", "--iters", "many"], "invalid int value: 'many'"),
+        (["plan", "-d", "X", "--iters", "many"], "should be 0 or more, found 'many'"),
         (["fingerprint", "-d", "X", "--workers", "-1"], "--workers: should be 0 or more, found '-1'"),
         (["train", "-d", "X", "--set", "training.lr"], "key=value"),
         (["plan", "-d", "NoSuchData"], "no dataset 'NoSuchData'"),

@@ -130,6 +130,13 @@ def test_training_again_changes_nothing(space: Path) -> None:
     assert (run / "last.pt").read_bytes() == before
 
 
+def test_no_iterations_make_a_model_of_the_weights_that_training_begins_with(space: Path) -> None:
+    train = ["train", "-d", "Phantom", "-m", "supervised", "--run", "untrained", "--iters", "0"]
+    medplan(*train, "--device", "cpu", "--workers", "0", "--workspace", space)
+    run = space / "results" / "Phantom" / "supervised" / "untrained" / "fold_0"
+    assert (run / "best.pt").is_file() and json.loads((run / "run.json").read_text())["step"] == 0
+
+
 def test_minutes_are_timed_once_and_kept_when_it_goes_on(
     space: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

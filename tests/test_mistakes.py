@@ -30,7 +30,7 @@ def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
             "What is '3d_fullres 0'? 'medplan train' takes flags only",
         ),
         (["plan", "-d", "X", "--batch-size", "0"], "expected 1 or more"),
-        (["train", "-d", "X", "--iters", "0"], "expected 1 or more"),
+        (["train", "-d", "X", "--iters", "-1"], "should be 0 or more"),
         (["predict", "-i", "x", "-o", "y"], "There is no trained model in "),
         (["predict", "-i", "x", "-o", "y", "-d", "A", "--run", "b"], "Nothing is trained there yet"),
         (["plan", "-d", "X"], "'medplan convert scans' takes any folder"),
