@@ -16,7 +16,7 @@ Source = Literal["channel name", "file format", "intensities (a guess)"]
 WORDS: dict[Modality, str] = {
     "CT": "ct cbct cect cta ncct hu",
     "MR": "mr mri mra t1 t1w t1c t1ce t1gd t1n t2 t2w t2f t2spir flair pd pdw dwi adc swi dti lge bssfp cine "
-    "ssfp dixon mprage gre spir inphase outphase outofphase mp2rage space tof ktrans hbv",
+    "cinemri ssfp dixon mprage gre spir inphase outphase outofphase mp2rage space tof ktrans hbv",
     "PET": "pet suv fdg",
     "RGB": "rgb r g b red green blue",
     "other": "us ultrasound xray cxr microscopy oct",

@@ -17,6 +17,7 @@ def statistics(low: float, high: float) -> Intensity:
         ("T2-SPIR", "MR"),
         ("t1ce", "MR"),
         ("LGE MR", "MR"),
+        ("cineMRI", "MR"),
         ("PET", "PET"),
         ("Red", "RGB"),
         ("us", "other"),
