@@ -68,7 +68,7 @@ def lasting(
 
 def _too_slow(minutes: float, step: float, plan: Plan) -> PlanError:
     return PlanError(
-        f"--minutes {minutes:g}: a step takes {step:.2g} s here, so that hardly anything would be learnt; "
+        f"--minutes {minutes:g}: a step takes {step:.3g} s here, so that hardly anything would be learnt; "
         "give more minutes, or plan smaller steps, for instance with 'medplan plan -d "
         f"{plan.name} -m {plan.method} --gpu-memory 1', or less."
     )
