@@ -92,7 +92,7 @@ FROM_SCRATCH: Mapping[str, Any] = {
     "turning": 0.7,
     "strong_view": True,
     "contrast": 0.5,
-    "match": 0.5,
+    "match": 0.8,
 }
 """For a U-Net, which must first learn what pretrained encoders know."""
 
@@ -138,8 +138,7 @@ class Config:
         strong_view: degrade the intensities of what is learned from further than of what pseudo-labels are
             made from. Released: no.
         contrast: probability that a strong view shows another contrast, as another modality might.
-        match: probability that a strong view of a labelled patch has the histogram of an unlabelled case.
-            Released: 0.
+        match: probability that a strong view has the histogram of an unlabelled case. Released: 0.
         turning: probability of a rotation, and of a scaling. Released: 0.35.
         threshold: least probability of a pseudo-label; below it a voxel does not count. Released: 0.
         ema: decay of a second set of weights that makes the pseudo-labels and the predictions; 0 for none.

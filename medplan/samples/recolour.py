@@ -14,6 +14,7 @@ __all__ = ["match_histogram", "random_contrast"]
 
 NUM_LAYERS, WIDTH = 4, 2
 SLOPE = 0.01
+_ENOUGH_VOXELS = 2**16
 
 
 def random_contrast(image: Tensor, rng: np.random.Generator, *, keeps_slices: bool = False) -> Tensor:
@@ -47,21 +48,30 @@ def random_contrast(image: Tensor, rng: np.random.Generator, *, keeps_slices: bo
     return _standardised(mixed) * deviation + mean
 
 
-def match_histogram(image: Tensor, mapping_C2Q: Tensor, *, share: float) -> Tensor:
-    """Give the image other intensities, linearly between the quantiles of a map.
+def match_histogram(image: Tensor, target_CQ: Tensor, *, share: float) -> Tensor:
+    """Give an image the histogram of another one, keeping the order of its intensities.
+
+    Intensities between quantiles are replaced linearly. Where many voxels have one intensity, air for
+    instance, it becomes the mean of those that take its place.
 
     Args:
         image: (C, Z, Y, X) float32. Not changed.
-        mapping_C2Q: see `medplan.samples.histogram.histogram_map`.
+        target_CQ: `medplan.samples.histogram.quantiles` of the other image.
         share: of the new intensities against the old ones, in [0, 1].
     """
     changed = torch.empty_like(image)
-    for channel, (old, new), result in zip(image, mapping_C2Q, changed, strict=True):
-        upper = torch.searchsorted(old, channel, right=True).clamp(1, len(old) - 1)
+    for channel, target, result in zip(image, target_CQ, changed, strict=True):
+        voxels = channel.flatten()
+        voxels = voxels[:: -(-len(voxels) // _ENOUGH_VOXELS)].sort().values
+        levels = torch.linspace(0, len(voxels) - 1, len(target), device=image.device).long()
+        old = voxels[levels]
+        first, behind = torch.searchsorted(old, old), torch.searchsorted(old, old, right=True)
+        total = F.pad(target.cumsum(0), (1, 0))
+        new = (total[behind] - total[first]) / (behind - first)
+        upper = torch.searchsorted(old, channel.contiguous(), right=True).clamp(1, len(old) - 1)
         low, high = old[upper - 1], old[upper]
         part = ((channel - low) / (high - low).clamp_min(1e-6)).clamp(0, 1)
-        matched = torch.lerp(new[upper - 1], new[upper], part)
-        torch.lerp(channel, matched, share, out=result)
+        torch.lerp(channel, torch.lerp(new[upper - 1], new[upper], part), share, out=result)
     return changed
 
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from medplan.errors import MethodError
 from medplan.samples.cases import Case, CaseStore
-from medplan.samples.histogram import histogram_map
 from medplan.samples.spatial import Spatial, Transform
 
 __all__ = [
@@ -81,7 +80,7 @@ class LabelledAndUnlabelled:
     """A labelled patch and an unlabelled one: ``image``, ``label`` and ``unlabelled_image``.
 
     ``case`` holds both keys joined by a space; the second transform is ``unlabelled_transform``;
-    ``histogram_map`` leads from the intensities of the labelled case to those of the unlabelled one.
+    ``histogram`` (C, 33) is that of a further unlabelled case.
     """
 
     patch_size: Voxel
@@ -100,9 +99,7 @@ class LabelledAndUnlabelled:
             "unlabelled_image": unlabelled["image"],
             "unlabelled_transform": unlabelled["transform"],
             "case": f"{labelled['case']} {unlabelled['case']}",
-            "histogram_map": histogram_map(
-                store[labelled["case"]].histogram, store[unlabelled["case"]].histogram
-            ),
+            "histogram": choose_case(store, self.unlabelled_role, rng).histogram,
         }
 
 

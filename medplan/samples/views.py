@@ -24,8 +24,7 @@ class WeakAndStrong:
     Attributes:
         base: the weak augmentation.
         contrast: probability that a strong view shows another contrast, see `random_contrast`.
-        match: probability that a labelled image is shown with the intensities of an unlabelled one, as
-            ``histogram_map`` of the batch says.
+        match: probability that a strong view has another histogram, the ``histogram`` of the batch.
     """
 
     base: Augmentation
@@ -56,9 +55,9 @@ class WeakAndStrong:
                     else int(torch.randint(2**62, (1,), generator=generator))
                 )
                 rng = numpy_generator(seed, "strong", key)
-                if key == "image" and "histogram_map" in batch and rng.random() < self.match:
-                    mapping, share = batch["histogram_map"][number], float(rng.random()) ** 0.5
-                    image.copy_(match_histogram(image, mapping, share=share))
+                if "histogram" in batch and rng.random() < self.match:
+                    share = float(rng.random()) ** 0.5
+                    image.copy_(match_histogram(image, batch["histogram"][number], share=share))
                 if rng.random() < self.contrast:
                     image.copy_(random_contrast(image, rng, keeps_slices=self.base.keeps_slices))
                 strong.degrade(image, strong.draw(rng, num_channels=len(image)))

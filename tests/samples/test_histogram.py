@@ -1,11 +1,11 @@
-"""A histogram map replaces the intensities of one image by those of another, and nothing else."""
+"""An image takes the intensities of another one, and keeps what is brighter than what."""
 
 import numpy as np
 import torch
 
 from medplan.randomness import generator
 from medplan.samples.cases import Case
-from medplan.samples.histogram import histogram_map, quantiles
+from medplan.samples.histogram import quantiles
 from medplan.samples.recolour import match_histogram
 from medplan.samples.sampling import LabelledAndUnlabelled
 from tests.train.toy import toy_plan, toy_store
@@ -18,13 +18,13 @@ def image(*, scale: float, exponent: float, seed: int = 0) -> np.ndarray:
 
 
 def matched(source: np.ndarray, target: np.ndarray, *, share: float = 1.0) -> np.ndarray:
-    mapping = torch.from_numpy(histogram_map(quantiles(source), quantiles(target)))
-    return match_histogram(torch.from_numpy(source), mapping, share=share).numpy()
+    histogram = torch.from_numpy(quantiles(target))
+    return match_histogram(torch.from_numpy(source), histogram, share=share).numpy()
 
 
 def test_an_image_matched_with_itself_stays() -> None:
     source = image(scale=3, exponent=2)
-    assert np.allclose(matched(source, source), source, atol=1e-5)
+    assert np.allclose(matched(source, source), source, atol=0.02)
 
 
 def test_a_matched_image_has_the_histogram_of_the_target_and_the_order_of_the_source() -> None:
@@ -47,17 +47,16 @@ def test_air_of_one_intensity_stays_of_one_intensity_and_becomes_the_mean_of_wha
     source[:, :3] = -5.0
     changed = matched(source, target)
     air = changed[:, :3]
-    assert np.ptp(air) < 0.1 and (air.max() < changed[:, 3:].min() + 0.1)
+    assert np.ptp(air, axis=(1, 2, 3)).max() < 1e-6 and air.max() < changed[:, 3:].min()
     lowest_half = np.sort(target, axis=None)[: target.size // 2]
     assert np.allclose(air.mean(), lowest_half.mean(), atol=0.05)
-    beside = matched(source + np.float32(1e-4) * (source == -5.0), target)
-    assert np.allclose(beside[:, :3], air, atol=0.05)
 
 
-def test_intensities_outside_the_map_and_flat_images_stay_finite() -> None:
-    mapping = torch.from_numpy(histogram_map(np.zeros((1, 33)), np.linspace(0, 1, 33)[None]))
-    far = torch.tensor([-9.0, 0.0, 9.0]).reshape(1, 1, 1, 3)
-    assert match_histogram(far, mapping, share=1.0).flatten().tolist() == [0.5, 0.5, 0.5]
+def test_flat_images_stay_flat() -> None:
+    flat = np.full(SHAPE, 2.0, np.float32)
+    changed = matched(flat, image(scale=1, exponent=1))
+    assert np.isfinite(changed).all() and np.ptp(changed, axis=(1, 2, 3)).max() < 1e-6
+    assert np.array_equal(matched(image(scale=1, exponent=1), flat), flat)
 
 
 def test_a_large_volume_has_the_quantiles_of_a_part_of_its_voxels() -> None:
@@ -65,12 +64,11 @@ def test_a_large_volume_has_the_quantiles_of_a_part_of_its_voxels() -> None:
     assert np.allclose(quantiles(large)[0], np.linspace(0, 1, 33), atol=0.005)
 
 
-def test_a_pair_of_patches_comes_with_the_map_between_their_cases() -> None:
+def test_a_pair_of_patches_comes_with_the_histogram_of_an_unlabelled_case() -> None:
     store = toy_store(toy_plan())
-    element = LabelledAndUnlabelled((8, 12, 12))(store, generator(0))
-    labelled, unlabelled = element["case"].split()
-    expected = histogram_map(store[labelled].histogram, store[unlabelled].histogram)
-    assert np.array_equal(element["histogram_map"], expected)
+    known = [store[key].histogram for key in store.role("unlabelled")]
+    found = LabelledAndUnlabelled((8, 12, 12))(store, generator(0))["histogram"]
+    assert any(np.array_equal(found, histogram) for histogram in known)
 
 
 def test_quantiles_that_were_stored_are_not_computed_again() -> None:
