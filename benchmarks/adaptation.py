@@ -78,7 +78,7 @@ def measure(
 def scores(space: Workspace, name: str, run: Path, target: str) -> dict[str, Any]:
     """Return the Dice of the source's validation cases and of the target's, by class."""
     model = Model.load(run, checkpoint="last", device="cpu")
-    dataset, roles = open_dataset(space.dataset_folder(name)), model.dataset.folds[0]
+    dataset, roles = open_dataset(space.raw_folder(name)), model.dataset.folds[0]
     taught = {dataset.case(case).patient for case in (*roles["labelled"], *roles["validation"])} - {None}
     of_target = [case for case, domain in model.dataset.domains.items() if domain == target]
     groups = {
