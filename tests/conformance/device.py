@@ -22,9 +22,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
+import medplan
+
 __all__ = ["DEVICE", "Far", "emulated", "waits"]
 
 DEVICE = torch.device("cuda", 0)
+PACKAGE = f"{next(iter(medplan.__path__))}/"
 aten = torch.ops.aten
 
 waits: list["Wait"] = []
@@ -291,8 +294,8 @@ def _where() -> Wait:
     frame: Any = sys._getframe()
     place, in_step = "", False
     while frame is not None:
-        _, package, file = frame.f_code.co_filename.rpartition("/medplan/")
-        if package and not place:
+        file = frame.f_code.co_filename.removeprefix(PACKAGE)
+        if file != frame.f_code.co_filename and not place:
             place = f"{file}:{frame.f_lineno}"
         in_step = in_step or (file == "train/loop.py" and frame.f_code.co_name == "take_step")
         frame = frame.f_back
