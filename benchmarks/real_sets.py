@@ -1,6 +1,6 @@
 """Take real data sets through every command on the CPU, and tabulate Dice and minutes.
 
-    python benchmarks/real_sets.py --data ../shared/data --workspace /tmp/real --iters 400
+    python benchmarks/real_sets.py --data ../shared/data --workspace real --iters 400
 
 Each set is converted, planned, preprocessed, trained on fold 0, and its validation cases, which training has
 not seen, are predicted and evaluated as files of their own. Runs that are finished are not done again.
