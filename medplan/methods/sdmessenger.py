@@ -71,7 +71,7 @@ from medplan.records import decode
 from medplan.samples.augment import Augmentation
 from medplan.samples.cases import Case
 from medplan.samples.paste import DrawsPaste, Pasting, paste
-from medplan.samples.sampling import Labelled, LabelledAndUnlabelled
+from medplan.samples.sampling import DrawsHistogram, Labelled, LabelledAndUnlabelled
 from medplan.samples.spatial import Spatial
 from medplan.samples.views import WeakAndStrong
 
@@ -286,7 +286,8 @@ class SDMessenger(Method):
         )
         sample: Sampler = Labelled(patch_size, spatial=spatial)
         if config.learn_from_unlabelled:
-            sample = DrawsPaste(LabelledAndUnlabelled(patch_size, spatial=spatial))
+            sample = LabelledAndUnlabelled(patch_size, spatial=spatial)
+            sample = DrawsPaste(DrawsHistogram(sample) if config.match > 0 else sample)
         return (
             Phase(
                 name="train",

@@ -3,9 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NUM_QUANTILES", "quantiles"]
+__all__ = ["quantiles"]
 
-NUM_QUANTILES = 33
+_NUM_QUANTILES = 33
 _ENOUGH_VOXELS = 2**20
 
 
@@ -16,5 +16,5 @@ def quantiles(image: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
     """
     voxels = image.reshape(len(image), -1)
     voxels = voxels[:, :: -(-voxels.shape[1] // _ENOUGH_VOXELS)]
-    levels = np.linspace(0, 1, NUM_QUANTILES)
+    levels = np.linspace(0, 1, _NUM_QUANTILES)
     return np.asarray(np.quantile(voxels, levels, axis=1).T, dtype=np.float32)

@@ -16,6 +16,7 @@ from medplan.samples.cases import Case, CaseStore
 from medplan.samples.spatial import Spatial, Transform
 
 __all__ = [
+    "DrawsHistogram",
     "Labelled",
     "LabelledAndUnlabelled",
     "Mixture",
@@ -79,8 +80,7 @@ class Unlabelled:
 class LabelledAndUnlabelled:
     """A labelled patch and an unlabelled one: ``image``, ``label`` and ``unlabelled_image``.
 
-    ``case`` holds both keys joined by a space; the second transform is ``unlabelled_transform``;
-    ``histogram`` (C, 33) is that of a further unlabelled case.
+    ``case`` holds both keys joined by a space; the second transform is ``unlabelled_transform``.
     """
 
     patch_size: Voxel
@@ -99,8 +99,18 @@ class LabelledAndUnlabelled:
             "unlabelled_image": unlabelled["image"],
             "unlabelled_transform": unlabelled["transform"],
             "case": f"{labelled['case']} {unlabelled['case']}",
-            "histogram": choose_case(store, self.unlabelled_role, rng).histogram,
         }
+
+
+@dataclass(frozen=True)
+class DrawsHistogram:
+    """A sampler that adds ``histogram`` (C, 33), that of a random unlabelled case."""
+
+    sampler: Sampler
+
+    def __call__(self, store: CaseStore, rng: np.random.Generator) -> Element:
+        element = self.sampler(store, rng)
+        return {**element, "histogram": choose_case(store, "unlabelled", rng).histogram}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from medplan.randomness import generator
 from medplan.samples.cases import Case
 from medplan.samples.histogram import quantiles
 from medplan.samples.recolour import match_histogram
-from medplan.samples.sampling import LabelledAndUnlabelled
+from medplan.samples.sampling import DrawsHistogram, LabelledAndUnlabelled
 from tests.train.toy import toy_plan, toy_store
 
 SHAPE = (2, 6, 20, 24)
@@ -67,7 +67,7 @@ def test_a_large_volume_has_the_quantiles_of_a_part_of_its_voxels() -> None:
 def test_a_pair_of_patches_comes_with_the_histogram_of_an_unlabelled_case() -> None:
     store = toy_store(toy_plan())
     known = [store[key].histogram for key in store.role("unlabelled")]
-    found = LabelledAndUnlabelled((8, 12, 12))(store, generator(0))["histogram"]
+    found = DrawsHistogram(LabelledAndUnlabelled((8, 12, 12)))(store, generator(0))["histogram"]
     assert any(np.array_equal(found, histogram) for histogram in known)
 
 
