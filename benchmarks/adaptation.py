@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measurement import read_log, training_seconds
 
 from medplan.cli import main as medplan
 from medplan.data.dataset import open_dataset
@@ -67,12 +68,8 @@ def measure(
     call("train", "-d", plan, "-m", "sdmessenger", "--run", run, "--iters", str(steps), "--seed", str(seed),
          "--workers", "0", *ARMS[arm], *at)  # fmt: skip
     folder = space.run_folder(plan, "sdmessenger", run)
-    lines = [json.loads(line) for line in (folder / "fold_0" / "log.jsonl").read_text().splitlines()]
-    timed = [line for line in lines if "seconds" in line]
-    before = [0, *(line["step"] for line in timed)]
-    took = sum(line["seconds"] * (line["step"] - last) for line, last in zip(timed, before, strict=False))
     dice = scores(space, name, folder, target)
-    return {"steps": steps, "seconds": round(took), **dice}
+    return {"steps": steps, "seconds": round(training_seconds(read_log(folder / "fold_0"))), **dice}
 
 
 def scores(space: Workspace, name: str, run: Path, target: str) -> dict[str, Any]:

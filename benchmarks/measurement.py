@@ -209,3 +209,15 @@ def _mib(file: str, field: str) -> float:
         return 0.0
     kilobytes = _first(rf"^{field}:\s+(\d+) kB", text)
     return int(kilobytes) / 1024 if kilobytes else 0.0
+
+
+def read_log(fold: Path) -> list[dict[str, Any]]:
+    """Return the lines of the training log in a fold's folder."""
+    return [json.loads(line) for line in (fold / "log.jsonl").read_text().splitlines()]
+
+
+def training_seconds(log: Sequence[Mapping[str, Any]]) -> float:
+    """Return how long all training steps took; a line holds the mean of those since the line before it."""
+    timed = [line for line in log if "seconds" in line]
+    before = [0, *(line["step"] for line in timed)]
+    return sum(line["seconds"] * (line["step"] - last) for line, last in zip(timed, before, strict=False))

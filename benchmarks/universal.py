@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measurement import read_log, training_seconds
 
 from medplan import checkpoint, registry
 from medplan.cli import main as medplan
@@ -195,15 +196,12 @@ def fit(
         model.start_from(state["weights"], checkpoint.plan_of(state, path=source), where=str(source))
     validate = make_validator(plan, store, runtime=runtime)
     train(model, plan, store, folder, fold=fold, runtime=runtime, validate=validate, workers=0)
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    steps = [line for line in lines if "seconds" in line]
-    before = [0, *(line["step"] for line in steps)]
-    took = sum(line["seconds"] * (line["step"] - last) for line, last in zip(steps, before, strict=False))
+    lines = read_log(folder)
     curve = {line["step"]: line["validation"] for line in lines if "validation" in line}
     dice = {key: round(value, 4) for key, value in curve[iterations].items() if key != "score"}
     found = {
         "steps": iterations,
-        "seconds": round(took, 1),
+        "seconds": round(training_seconds(lines), 1),
         "mean": round(float(np.mean(list(dice.values()))), 4),
     }
     if points > 1:

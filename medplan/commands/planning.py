@@ -175,15 +175,18 @@ def _cases_at_a_time(space: Workspace, dataset: "DatasetPlan", grid: "Grid") -> 
 
 def have_changed(space: Workspace, name: str) -> bool:
     """Whether cases or labels of a dataset have come or gone since it was measured."""
-    from medplan.data.dataset import open_dataset
     from medplan.plan.fingerprint import Fingerprint
     from medplan.records import read_json
 
     path = space.fingerprint_path(space.dataset_name(name))
-    if not path.is_file():
-        return False
+    return path.is_file() and _is_outdated(read_json(Fingerprint, path), space, name)
+
+
+def _is_outdated(facts: "Fingerprint", space: Workspace, name: str) -> bool:
+    from medplan.data.dataset import open_dataset
+
     now = {case.id: case.is_labelled for case in open_dataset(space.raw_folder(name)).cases}
-    return {case.id: case.is_labelled for case in read_json(Fingerprint, path).cases} != now
+    return {case.id: case.is_labelled for case in facts.cases} != now
 
 
 def _fingerprints(
@@ -203,7 +206,7 @@ def _fingerprints(
     for name in (*datasets, *overrides.pretrain_on):
         path = space.fingerprint_path(space.dataset_name(name))
         known = read_json(Fingerprint, path) if path.is_file() and not refresh else None
-        if known is not None and have_changed(space, name):
+        if known is not None and _is_outdated(known, space, name):
             print(f"Cases of '{known.name}' have come or gone since they were measured.")
             known = None
         facts.append(known or extract(space, name, workers=workers))

@@ -64,11 +64,9 @@ def read_voxels(path: Path) -> npt.NDArray[Any]:
         type that is no number (complex, colours), or of more dimensions than channels, z, y and x.
     """
     pieces = _pieces(path)
-    start = bytearray()
     try:
-        while len(start) < LONGEST_HEADER and (piece := next(pieces, None)) is not None:
-            start += piece
-        header = _parsed(bytes(start), path)
+        start = _beginning(pieces)
+        header = _parsed(start, path)
         shape = _shape(header, path)
         try:
             array = np.empty(shape, dtype=header.kind)
@@ -79,7 +77,7 @@ def read_voxels(path: Path) -> npt.NDArray[Any]:
             ) from None
         # Voxels go straight from the decompressor into the array: one copy of the volume in all.
         target = array.reshape(-1).view(np.uint8)
-        filled = _fill(target, 0, bytes(start[header.offset :]))
+        filled = _fill(target, 0, start[header.offset :])
         skip = max(0, header.offset - len(start))
         for piece in pieces:
             filled = _fill(target, filled, piece[skip:])
@@ -97,12 +95,7 @@ def read_voxels(path: Path) -> npt.NDArray[Any]:
 
 def is_complete(path: Path) -> bool:
     """Return whether a file that was written is as long as its header promises; the voxels are not read."""
-    start = b""
-    for piece in _pieces(path):
-        start += piece
-        if len(start) >= LONGEST_HEADER:
-            break
-    header = _parsed(start, path)
+    header = _parsed(_beginning(_pieces(path)), path)
     promised = header.offset + math.prod(header.lengths) * np.dtype(header.kind).itemsize
     with path.open("rb") as stream:
         is_compressed = stream.read(2) == GZIP
@@ -139,6 +132,14 @@ def nearest_grid(
     size = (*image.shape[:3], 1, 1)[:3]
     origin = to_lps @ image.affine[:3, 3]
     return tuple(spacing.tolist()), tuple(origin.tolist()), tuple((left @ right).ravel().tolist()), size
+
+
+def _beginning(pieces: Iterator[bytes]) -> bytes:
+    """Take so many pieces of a file that they hold its header, or all of them."""
+    start = bytearray()
+    while len(start) < LONGEST_HEADER and (piece := next(pieces, None)) is not None:
+        start += piece
+    return bytes(start)
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

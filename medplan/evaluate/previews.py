@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from math import prod
 from pathlib import Path
@@ -101,10 +101,7 @@ def _remarked(cases: Sequence[_Case], labels: LabelSpace) -> list[_Case]:
         usual = max(float(np.median(np.abs(logs[present, column] - middle))), 0.1)
         for row in np.flatnonzero(present & (np.abs(logs[:, column] - middle) > UNUSUAL * usual)):
             remarks[row].append(f"{name} unusually {'large' if logs[row, column] > middle else 'small'}")
-    return [
-        _Case(id=case.id, path=case.path, sizes=case.sizes, unit=case.unit, remarks=tuple(said))
-        for case, said in zip(cases, remarks, strict=True)
-    ]
+    return [replace(case, remarks=tuple(said)) for case, said in zip(cases, remarks, strict=True)]
 
 
 def _shown(case: _Case, images: tuple[Path, ...], labels: LabelSpace) -> str:

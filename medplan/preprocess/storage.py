@@ -1,7 +1,6 @@
 """Writing preprocessed cases so that a reader never meets half of one, and equal input gives equal bytes."""
 
 import glob
-import shutil
 from pathlib import Path
 
 import blosc2
@@ -9,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medplan.errors import DataError, PlanError
+from medplan.machine import free_disk
 from medplan.preprocess.geometry import Restoration
 from medplan.records import encode, read_json, write_json
 from medplan.samples.cases import Case, CaseFiles, CaseRecord
@@ -99,7 +99,7 @@ def _write_volume(path: Path, array: npt.NDArray[np.generic], codec: "blosc2.Cod
         )
     except RuntimeError as error:  # blosc2 does not say which call of the system failed
         temporary.unlink(missing_ok=True)
-        free = shutil.disk_usage(path.parent).free / 2**20
+        free = free_disk(path.parent) / 2**20
         raise DataError(f"{path} cannot be written ({error}); {free:.0f} MiB are free on its disk.") from None
     temporary.replace(path)
 
