@@ -9,6 +9,7 @@ import gc
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,12 +124,23 @@ def raw_dataset(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def full_disk() -> Iterator[Callable[[], None]]:
-    """Return a function after which no file can grow beyond 20 kB, as on a disk that is nearly full."""
+def full_disk() -> Callable[[], AbstractContextManager[None]]:
+    """Return a context in which no file can grow beyond 20 kB, as on a disk that is nearly full.
+
+    It has to end inside the test: the file that a run's output is written to may be larger.
+    """
     resource = pytest.importorskip("resource")
-    former = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, former[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+    @contextmanager
+    def full() -> Iterator[None]:
+        former = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, former[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+    return full
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -114,9 +115,8 @@ def test_published_keras_files_are_read_by_their_full_names(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("numbers", [20_000, 4_700])
 def test_a_full_disk_is_one_sentence_and_leaves_no_file(
-    tmp_path: Path, full_disk: Callable[[], None], numbers: int
+    tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]], numbers: int
 ) -> None:
-    full_disk()
-    with pytest.raises(CheckpointError, match="is the disk full"):
+    with full_disk(), pytest.raises(CheckpointError, match="is the disk full"):
         checkpoint.save(tmp_path / "last.pt", {"weights": torch.zeros(numbers)})
     assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 import gzip
 import tracemalloc
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import nibabel
@@ -176,11 +177,10 @@ def test_a_damaged_header_is_an_error_that_names_the_file(
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha"])
 def test_what_a_full_disk_cuts_short_is_an_error_and_leaves_no_file(
-    tmp_path: Path, ending: str, full_disk: Callable[[], None]
+    tmp_path: Path, ending: str, full_disk: Callable[[], AbstractContextManager[None]]
 ) -> None:
     array = np.random.default_rng(0).random((20, 30, 40)).astype(np.float32)
-    full_disk()
-    with pytest.raises(DataError, match="scan"):
+    with full_disk(), pytest.raises(DataError, match="scan"):
         write_image(
             tmp_path / f"scan{ending}", array, Geometry(shape=(20, 30, 40), spacing_mm=(1.0, 1.0, 1.0))
         )
