@@ -1,11 +1,9 @@
-"""The optimisers that convolutional networks learn with from scratch."""
+"""The optimisers of methods that leave the choice to the plan."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
 
 from torch.optim import SGD, AdamW, Optimizer
-
-from medplan.plan.schema import Training
 
 __all__ = ["OptimizerName", "adamw_or_sgd"]
 
@@ -13,17 +11,22 @@ OptimizerName = Literal["adamw", "sgd"]
 
 
 def adamw_or_sgd(
-    name: OptimizerName, parameters: Iterable[Any], training: Training, *, momentum: float
+    name: OptimizerName,
+    parameters: Iterable[Any],
+    *,
+    lr: float,
+    weight_decay: float,
+    momentum: float,
+    nesterov: bool = False,
 ) -> Optimizer:
-    """Return AdamW, or SGD with Nesterov's momentum.
+    """Return AdamW, or SGD with momentum.
 
     Args:
         name: which of the two.
         parameters: tensors, or groups of them as `torch.optim.Optimizer` takes them.
-        training: gives learning rate and weight decay.
         momentum: of SGD, in [0, 1).
+        nesterov: whether it is Nesterov's.
     """
-    lr, decay = training.lr, training.weight_decay
     if name == "adamw":
-        return AdamW(parameters, lr, weight_decay=decay)
-    return SGD(parameters, lr, momentum=momentum, weight_decay=decay, nesterov=momentum > 0)
+        return AdamW(parameters, lr, weight_decay=weight_decay)
+    return SGD(parameters, lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)

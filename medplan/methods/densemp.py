@@ -35,10 +35,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from medplan.errors import MethodError
-from medplan.learning.optimisers import OptimizerName
+from medplan.learning.optimisers import OptimizerName, adamw_or_sgd
 from medplan.learning.schedules import StepDecay, WarmupThenPoly, cosine
 from medplan.method import (
     Batch,
@@ -260,12 +260,12 @@ class DenseMP(Method):
             assert self.contrast is not None
             parameters = [*self.encoder.backbone.parameters(), *self.contrast.head.parameters()]
             lr, decay = config.contrastive_lr * config.contrastive_batch / 256, CONTRASTIVE_WEIGHT_DECAY
+            optimizer: OptimizerName = "sgd"
         else:
             parameters, decay = list(self.encoder.parameters()), training.weight_decay
             lr = training.lr if phase == "superpixel" else config.finetune_lr
-            if config.optimizer == "adamw":
-                return {"main": AdamW(parameters, lr, weight_decay=decay)}
-        return {"main": SGD(parameters, lr, MOMENTUM, weight_decay=decay)}
+            optimizer = config.optimizer
+        return {"main": adamw_or_sgd(optimizer, parameters, lr=lr, weight_decay=decay, momentum=MOMENTUM)}
 
     def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
         if at.phase == "contrastive":

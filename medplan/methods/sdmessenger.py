@@ -306,7 +306,8 @@ class SDMessenger(Method):
         rest = [parameter for part in parts for parameter in part.parameters()]
         factor = HEAD_LR_FACTOR if isinstance(self.network, MessengerSegFormer) else 1.0
         groups: list[dict[str, Any]] = [{"params": encoder}, {"params": rest, "lr": training.lr * factor}]
-        return {"main": adamw_or_sgd(config.optimizer, groups, training, momentum=MOMENTUM)}
+        numbers = {"lr": training.lr, "weight_decay": training.weight_decay, "momentum": MOMENTUM}
+        return {"main": adamw_or_sgd(config.optimizer, groups, **numbers)}
 
     def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
         config, strength = self.config, self.strength(at.fraction)

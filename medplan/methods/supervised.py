@@ -131,8 +131,15 @@ class Supervised(Method):
 
     def optimizers(self, phase: str) -> dict[str, Optimizer]:
         training, config = self.plan.training, self.config
-        parameters = self.network.parameters()
-        return {"main": adamw_or_sgd(config.optimizer, parameters, training, momentum=config.momentum)}
+        optimizer = adamw_or_sgd(
+            config.optimizer,
+            self.network.parameters(),
+            lr=training.lr,
+            weight_decay=training.weight_decay,
+            momentum=config.momentum,
+            nesterov=config.momentum > 0,
+        )
+        return {"main": optimizer}
 
     def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
         outputs = self.network(batch["image"])

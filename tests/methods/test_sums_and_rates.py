@@ -58,6 +58,14 @@ def test_heads_of_published_encoders_learn_faster_in_sdmessenger():
         assert rates(method, "train") == {"main": [0.01, pytest.approx(0.01 * factor)]}
 
 
+def test_the_sgd_of_sdmessenger_and_densemp_is_the_released_one():
+    of_densemp = replace(tiny_plan("densemp"), config={**tiny_plan("densemp").config, "optimizer": "sgd"})
+    for method in (make_method(make_plan(optimizer="sgd")), build(of_densemp)):
+        for phase in method.phases():
+            groups = method.optimizers(phase.name)["main"].param_groups
+            assert {(group["momentum"], group["nesterov"]) for group in groups} == {(0.9, False)}
+
+
 def test_the_modality_has_its_weight_in_hermes():
     terms = first_terms("hermes", modality_weight=0.7, modalities=["T1", "T2"])
     assert terms["modality"] > 0
