@@ -1,6 +1,7 @@
 """Flags that several verbs take, in groups; names of the flags are those of the parameters."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +63,10 @@ def method(parser: argparse.ArgumentParser) -> None:
 def workers(parser: argparse.ArgumentParser) -> None:
     """Add the number of workers."""
     parser.add_argument(
-        "--workers", type=_count, metavar="N", help="parallel workers (default: as cores and memory allow)"
+        "--workers",
+        type=_whole_number(0),
+        metavar="N",
+        help="parallel workers (default: as cores and memory allow)",
     )
 
 
@@ -88,9 +92,9 @@ def model(parser: argparse.ArgumentParser) -> None:
 def numbers(parser: argparse.ArgumentParser) -> None:
     """Add the flags that change a plan's numbers; together with `planning` the fields of `Overrides`."""
     add = parser.add_argument
-    add("--iters", dest="iterations", type=_count, metavar="N", help="training iterations in all")
-    add("--batch-size", type=_positive, metavar="N", help="samples per step")
-    add("--patch-size", type=_positive, nargs="+", metavar="N", help="z y x, or y x for slices")
+    add("--iters", dest="iterations", type=_whole_number(0), metavar="N", help="training iterations in all")
+    add("--batch-size", type=_whole_number(1), metavar="N", help="samples per step")
+    add("--patch-size", type=_whole_number(1), nargs="+", metavar="N", help="z y x, or y x for slices")
     add("--lr", type=float, help="base learning rate")
     add("--seed", type=int, help="of everything random")
     add(
@@ -137,17 +141,15 @@ def _plan_of(run: str) -> "Plan":
     return read_plan(Path(run))
 
 
-def _count(text: str) -> int:
-    """Read a number of things; argparse names the flag where it is none."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"should be 0 or more, found '{text}'")
-    return int(text)
+def _whole_number(least: int) -> Callable[[str], int]:
+    """Return what reads a whole number of at least so much; argparse names the flag where it is none."""
 
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"should be a whole number, {least} or more, found '{text}'")
+        return int(text)
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"invalid int value: '{text}', expected 1 or more")
-    return int(text)
+    return read
 
 
 def _label_groups(text: str) -> dict[str, tuple[int, ...]]:

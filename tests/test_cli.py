@@ -52,8 +52,11 @@ def test_every_override_has_a_flag() -> None:
         (["trian"], "did you mean 'train'"),
         (["plan", "-d", "X", "--gpu-memry", "4"], "did you mean '--gpu-memory'"),
         (["train"], "required: -d/--dataset"),
-        (["plan", "-d", "X", "--iters", "many"], "should be 0 or more, found 'many'"),
-        (["fingerprint", "-d", "X", "--workers", "-1"], "--workers: should be 0 or more, found '-1'"),
+        (["plan", "-d", "X", "--iters", "many"], "should be a whole number, 0 or more, found 'many'"),
+        (
+            ["fingerprint", "-d", "X", "--workers", "-1"],
+            "--workers: should be a whole number, 0 or more, found '-1'",
+        ),
         (["train", "-d", "X", "--set", "training.lr"], "key=value"),
         (["plan", "-d", "NoSuchData"], "no dataset 'NoSuchData'"),
         (["fingerprint", "-d", "X", "--workspace", "no/such/folder"], "is not a folder"),

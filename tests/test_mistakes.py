@@ -29,8 +29,11 @@ def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
             ["train", "-d", "27", "3d_fullres", "0"],
             "What is '3d_fullres 0'? 'medplan train' takes flags only",
         ),
-        (["plan", "-d", "X", "--batch-size", "0"], "expected 1 or more"),
-        (["train", "-d", "X", "--iters", "-1"], "should be 0 or more"),
+        (
+            ["plan", "-d", "X", "--batch-size", "0"],
+            "--batch-size: should be a whole number, 1 or more, found '0'",
+        ),
+        (["train", "-d", "X", "--iters", "-1"], "should be a whole number, 0 or more"),
         (["predict", "-i", "x", "-o", "y"], "There is no trained model in "),
         (["predict", "-i", "x", "-o", "y", "-d", "A", "--run", "b"], "Nothing is trained there yet"),
         (["plan", "-d", "X"], "'medplan convert scans' takes any folder"),
