@@ -249,6 +249,21 @@ def build_parser() -> argparse.ArgumentParser:
         "-o", "--output", type=Path, help="file to write (default report.html in the run's folder)"
     )
 
+    compare = verb("compare", "comparison", "Set the scores of several runs side by side, case by case.")
+    compare.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="run folder, or folder with a summary.json (ours or nnU-Net's); all are compared with the "
+        "first, and runs that differ in the seed only count as one",
+    )
+    compare.add_argument("-d", "--dataset", help="of runs that were evaluated on several")
+    compare.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default best")
+    compare.add_argument(
+        "-o", "--output", type=Path, metavar="HTML", help="page to write, with every score in a CSV beside it"
+    )
+
     export = verb("export", "prediction", "Pack a trained model into one zip.", flags.workspace)
     flags.model(export)
     export.add_argument("-o", "--output", type=Path, required=True, help="zip file to write")

@@ -17,6 +17,7 @@ __all__ = [
     "classes",
     "comparison",
     "conventions",
+    "dice_axis",
     "distributions",
     "figures",
     "lead",
@@ -165,11 +166,7 @@ def classes(summary: Summary) -> str:
 
 def distributions(summary: Summary) -> str:
     """Return box plots per class and, for volumes, predicted against reference volume."""
-    lowest = min(
-        (value for value in summary.table("dice").ravel().tolist() if math.isfinite(value)), default=0
-    )
-    start = 0.0 if lowest < 0.4 else math.floor(lowest * 10) / 10 - 0.1
-    charts = [_boxes(summary, "dice", "Dice per class", (start, 1.0))]
+    charts = [_boxes(summary, "dice", "Dice per class", dice_axis(summary.table("dice").ravel().tolist()))]
     if summary.surface:
         charts.append(_boxes(summary, "hd95", "HD95 per class", None))
     if summary.unit == "mm":
@@ -186,6 +183,12 @@ def distributions(summary: Summary) -> str:
         charts.append(scatter_chart(groups, title="Volume: predicted against reference", unit="ml"))
     drawn = "".join(charts)
     return f'<div class="panel"><div class="two">{drawn}</div></div>' if drawn else ""
+
+
+def dice_axis(values: Sequence[float]) -> tuple[float, float]:
+    """Return from where to where an axis goes that shows the values: from 0, unless all are high."""
+    lowest = min((value for value in values if math.isfinite(value)), default=0.0)
+    return (0.0 if lowest < 0.4 else math.floor(lowest * 10) / 10 - 0.1, 1.0)
 
 
 def all_cases(summary: Summary) -> str:

@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,15 @@ from medplan.evaluate.metrics import ClassScore, Outcome
 from medplan.records import write_json, write_text
 
 __all__ = [
+    "CSV_COLUMNS",
     "METRICS",
     "CaseScores",
     "Interval",
     "Summary",
     "across",
     "class_keys",
+    "csv_rows",
+    "interval_of",
     "read_summary",
     "write_summary",
 ]
@@ -40,6 +43,7 @@ METRICS = {
 }  # fmt: skip
 """Attribute of a `ClassScore` -> its key in summary.json and metrics.csv, as nnU-Net has them."""
 
+CSV_COLUMNS = ("case", "class", "label", "outcome", *METRICS.values())
 COUNTS = ("tp", "fp", "fn", "tn", "n_pred", "n_ref")
 RESAMPLES = 2000
 
@@ -114,8 +118,7 @@ class Summary:
 
         Source: Efron and Tibshirani 1993, chapter 13.
         """
-        mean, low, high, count = _bootstrap(self.table(metric))
-        return Interval(mean=float(_mean(mean)), low=low, high=high, count=count)
+        return interval_of(self.table(metric))
 
     def pooled_dice(self) -> npt.NDArray[np.float64]:
         """Return, per class, the Dice of the voxels of all cases together; NaN if the class never occurs."""
@@ -147,14 +150,20 @@ class Summary:
         result = {}
         for name in names:
             values = [case.figures.get(name, math.nan) for case in self.cases]
-            mean, low, high, count = _bootstrap(np.asarray(values, dtype=np.float64)[:, None])
-            result[name] = Interval(mean=_mean(mean), low=low, high=high, count=count)
+            result[name] = interval_of(np.asarray(values, dtype=np.float64)[:, None])
         return result
 
     def ranked(self) -> tuple[CaseScores, ...]:
         """Return the cases from the worst mean Dice to the best; cases without any class are left out."""
         scored = [case for case in self.cases if not math.isnan(case.mean("dice"))]
         return tuple(sorted(scored, key=lambda case: (case.mean("dice"), case.id)))
+
+
+def interval_of(table: npt.NDArray[np.float64]) -> Interval:
+    """Return the mean over classes of the mean over cases of (cases, classes) values, with the interval of
+    `Summary.interval`."""
+    mean, low, high, count = _bootstrap(table)
+    return Interval(mean=float(_mean(mean)), low=low, high=high, count=count)
 
 
 def across(values: Sequence[float]) -> Interval:
@@ -263,13 +272,18 @@ def _document(summary: Summary) -> dict[str, Any]:
 def _csv(summary: Summary) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", "class", "label", "outcome", *METRICS.values()])
+    writer.writerow(CSV_COLUMNS)
+    writer.writerows(csv_rows(summary))
+    return text.getvalue()
+
+
+def csv_rows(summary: Summary) -> Iterator[list[object]]:
+    """Yield the scores of every case and class, in the order of `CSV_COLUMNS`."""
     for case in summary.cases:
         for name, key, score in zip(summary.class_names, summary.class_keys, case.scores, strict=True):
             values = (getattr(score, metric) for metric in METRICS)
             cells = [f"{value:.6g}" if isinstance(value, float) else value for value in values]
-            writer.writerow([case.id, name, key, score.outcome, *cells])
-    return text.getvalue()
+            yield [case.id, name, key, score.outcome, *cells]
 
 
 def _figures_csv(summary: Summary) -> str:
