@@ -117,6 +117,11 @@ class Config:
         for name in ("dropout", "share", "whole_share", "jitter"):
             if not 0 <= (getattr(self, name) or 0.0) <= 1:
                 raise ValueError(f"'{name}' should be within [0, 1], found {getattr(self, name)}")
+        if self.dropout == 1 or (self.dropout == 0 and self.uncertainty == "mc"):
+            raise ValueError(
+                f"'dropout' {self.dropout} leaves nothing to tell doubtful points by; take one between 0 and "
+                "1, or uncertainty=margin without any"
+            )
         for name, least in (("passes", 2), ("epochs", 1), ("ramp_epochs", 1), ("open_epochs", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"'{name}' should be at least {least}, found {getattr(self, name)}")
@@ -192,19 +197,25 @@ class ImedSam(Method):
         compat, from_nothing = bool(plan.config.get("compat")), plan.config.get("from_nothing")
         if from_nothing is None:
             from_nothing = plan.encoder_weights is None and not compat
-        chosen = {
-            "from_nothing": from_nothing,
-            "lora_rank": 0 if from_nothing else 4,
-            "frequency_hidden": 0 if from_nothing else 4,
-            "adapter_lr_factor": 0.5 if from_nothing else 0.05,
-            "whole_share": 0.0 if compat else 0.25,
-            "points": 1024 if plan.encoder == "tiny" else 0,
-            "bce": 0.0 if compat else 0.2,
+        released, is_small = "as released", plan.encoder == "tiny"
+        adapters = (
+            (0, "all of it is trained, so there is nothing to adapt") if from_nothing else (4, released)
+        )
+        chosen: dict[str, tuple[Any, str]] = {
+            "from_nothing": (True, "there are no weights to begin from")
+            if from_nothing
+            else (False, "published weights stay as they are, adapters are trained"),
+            "lora_rank": adapters,
+            "frequency_hidden": adapters,
+            "adapter_lr_factor": (0.5, "all of it begins at random") if from_nothing else (0.05, released),
+            "whole_share": (0.0, released) if compat else (0.25, "so that it answers without a box too"),
+            "points": (1024, "of each image, drawn anew") if is_small else (0, "all of them, as released"),
+            "bce": (0.0, "as released, by a slip") if compat else (0.2, "as in the paper"),
         }
-        missing = {key: value for key, value in chosen.items() if plan.config.get(key) is None}
-        why = "without weights all begins at random" if from_nothing else "beside published weights"
-        reasons = {f"config.{key}": why for key in missing}
-        return replace(plan, config={**plan.config, **missing}, reasons={**plan.reasons, **reasons})
+        missing = {key: both for key, both in chosen.items() if plan.config.get(key) is None}
+        config = {key: value for key, (value, _) in missing.items()}
+        reasons = {f"config.{key}": why for key, (_, why) in missing.items()}
+        return replace(plan, config={**plan.config, **config}, reasons={**plan.reasons, **reasons})
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)

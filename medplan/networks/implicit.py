@@ -11,8 +11,11 @@ Differs, unless `compat`:
   place to more frequencies, and keeps a raw coordinate, the position of a slice in its volume;
 * the coarse logit is never dropped; the released code doubles it or sets it to 0 at random, also in the
   answer;
-* the share of refined points is one of each image, not of the batch;
-* statistics of batch normalisation are updated once a step; the released code runs the network twice.
+* the share of refined points is one of each image, not of the batch.
+
+Differs, always: statistics of batch normalisation are updated once a step, where the released code runs the
+network twice; and doubt is told by dropped channels in prediction as well, where the released code drops
+nothing, so that all points tie and a band of rows is refined.
 
 Shapes: B images, P points, C channels, F features; Y X the grids of the maps. Positions are (row, column) in
 [-1, 1], -1 and 1 being the borders of the image.

@@ -198,8 +198,8 @@ def assign_roles(
             f"{kept} of {len(folds[0][0])} training cases keep their label ({asked}), seed {seed}"
         )
     if single is not None and template is not None:
-        reasons[f"folds.{single}"] = (
-            f"case {template} ({how}); other labelled cases serve validation or are treated as unlabelled"
+        reasons[f"folds.{single}"] = f"case {template} ({how}); other labelled cases serve " + (
+            "training or validation" if learns_labels else "validation or are treated as unlabelled"
         )
     return tuple(result), reasons
 

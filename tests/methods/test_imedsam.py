@@ -68,6 +68,10 @@ def test_wrong_numbers_are_refused():
         Config(share=1.5)
     with pytest.raises(ValueError, match="'passes' should be at least 2"):
         Config(passes=1)
+    for dropout in (0.0, 1.0):
+        with pytest.raises(ValueError, match="nothing to tell doubtful points by"):
+            Config(dropout=dropout)
+    assert Config(dropout=0.0, uncertainty="margin").dropout == 0
     with pytest.raises(ValueError, match="for published weights"):
         Config(compat=True, from_nothing=True)
 
@@ -327,7 +331,7 @@ def test_released_adapters_load_together_with_sam(monkeypatch):
 def test_only_what_was_published_is_frozen():
     plan = METHOD.settle(replace(unsettled(), encoder_weights=None))
     assert plan.config["from_nothing"] and METHOD.settle(plan) == plan
-    assert "without weights" in plan.reasons["config.from_nothing"]
+    assert "no weights" in plan.reasons["config.from_nothing"]
     assert METHOD(plan).phases()[0].schedule == WarmupThenPoly(WARMUP)
     plan = METHOD.settle(replace(unsettled(), encoder_weights="sam_vit_b_01ec64.pth"))
     assert not plan.config["from_nothing"]
