@@ -79,8 +79,9 @@ class Workspace:
         return _aliases(self.raw_folder(name).name)[-1]
 
     def plan_name(self, name: str) -> str:
-        """Return the folder name in ``plans/``: that of a union of datasets, or of a raw dataset."""
-        return name if (self.root / "plans" / name).is_dir() else self.dataset_name(name)
+        """Return the name that plans and results lie under: as given where some do, else a raw dataset's."""
+        is_filed = any((self.root / part / name).is_dir() for part in ("plans", "results"))
+        return name if is_filed else self.dataset_name(name)
 
     def _raw_roots(self) -> list[Path]:
         nnunet = os.environ.get("nnUNet_raw")

@@ -35,7 +35,7 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_to_start_from_is_all_that_a_user_names(space: Path, caplog: pytest.LogCaptureFixture) -> None:
     first = space / "results" / "First" / "hermes" / "default"
-    arguments = ["train", "-d", "Second", "-m", "hermes", "--from", str(first), *TRAIN]
+    arguments = ["train", "-d", "Second", "--from", str(first), *TRAIN]
     assert main([*arguments, "--workspace", str(space)]) == 0
     plans = [read_json(Plan, space / "plans" / name / "hermes.json") for name in ("First", "Second")]
     assert plans[0].grid == plans[1].grid and plans[0].patch_size == plans[1].patch_size
@@ -74,3 +74,15 @@ def test_a_plan_that_is_not_alike_is_pointed_out(space: Path, caplog: pytest.Log
     coarse = replace(plan.grid, spacing_mm=(6.0, 6.0, 6.0))
     Hermes(replace(plan, grid=coarse)).start_from(state["weights"], plan, where="the first run")
     assert "plan with --from" in caplog.text
+
+
+def test_a_dataset_to_pretrain_on_answers_to_all_its_names(
+    space: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["plan", "-d", "First", "-m", "bijros", "--spacing", "3", "--workspace", str(space)]
+    assert main([*arguments, "--pretrain-on", "2"]) == 0
+    planned = read_json(Plan, space / "plans" / "First" / "bijros.json")
+    assert [each.name for each in planned.datasets] == ["First", "Second"]
+    assert planned.datasets[1].is_for_pretraining
+    assert main([*arguments, "--pretrain-on", "dataset001_first"]) == 2
+    assert "'First' is learnt itself" in capsys.readouterr().err

@@ -55,3 +55,11 @@ def test_the_environment_names_the_workspace(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("MEDPLAN_WORKSPACE", str(tmp_path / "missing"))
     with pytest.raises(UsageError, match="MEDPLAN_WORKSPACE"):
         Workspace.open()
+
+
+def test_what_is_filed_under_a_name_is_found_without_the_raw_data(space: Workspace) -> None:
+    assert space.plan_name("27") == "ACDC"
+    with pytest.raises(UsageError):
+        space.plan_name("Union")
+    (space.root / "results" / "Union").mkdir(parents=True)
+    assert space.plan_name("Union") == "Union"

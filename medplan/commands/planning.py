@@ -1,12 +1,13 @@
 """Verbs that decide and prepare: plan, preprocess, plan_and_preprocess, methods."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medplan.errors import PlanError
+from medplan.errors import PlanError, UsageError
 from medplan.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ def plan(
     *, datasets: Sequence[str], method: str | None, overrides: "Overrides", workspace: Path | None
 ) -> None:
     """Decide everything for one method or for all that fit."""
-    space = Workspace.open(workspace)
-    make_plans(space, _fingerprints(space, datasets, overrides, workers=None), method, overrides)
+    make_plans(Workspace.open(workspace), datasets, method, overrides, workers=None)
 
 
 def preprocess(
@@ -64,20 +64,36 @@ def plan_and_preprocess(
 ) -> None:
     """Measure the datasets, decide, and prepare the cases for the recommended method, or the one named."""
     space = Workspace.open(workspace)
-    facts = _fingerprints(space, datasets, overrides, workers=workers, refresh=True)
-    recommended = make_plans(space, facts, method, overrides)
+    recommended = make_plans(space, datasets, method, overrides, workers=workers, refresh=True)
     prepare_cases(space, recommended, workers=workers)
 
 
 def make_plans(
-    space: Workspace, facts: Sequence["Fingerprint"], method: str | None, overrides: "Overrides"
+    space: Workspace,
+    datasets: Sequence[str],
+    method: str | None,
+    overrides: "Overrides",
+    *,
+    workers: int | None,
+    refresh: bool = False,
 ) -> "Plan":
-    """Write a plan per method that fits (or for the one named), and return the recommended one."""
+    """Write a plan per method that fits (or for the one named), and return the recommended one.
+
+    Args:
+        workers: threads to measure datasets with.
+        refresh: measure the datasets again, also those that look unchanged.
+    """
     from medplan import registry
     from medplan.plan.recommend import format_table, recommend
     from medplan.records import write_json
     from medplan.runtime import device_memory
 
+    learned = dict.fromkeys(map(space.dataset_name, datasets))
+    others = dict.fromkeys(map(space.dataset_name, overrides.pretrain_on))
+    if both := learned.keys() & others:
+        raise UsageError(f"--pretrain-on: '{min(both)}' is learnt itself; name other datasets.")
+    overrides = replace(overrides, pretrain_on=tuple(others))
+    facts = [_measured(space, name, workers=workers, refresh=refresh) for name in (*learned, *others)]
     classes = {name: registry.find(name) for name in ([method] if method else registry.names())}
     memory = device_memory()
     rows = recommend(facts, classes, overrides, memory)
@@ -189,25 +205,16 @@ def _is_outdated(facts: "Fingerprint", space: Workspace, name: str) -> bool:
     return {case.id: case.is_labelled for case in facts.cases} != now
 
 
-def _fingerprints(
-    space: Workspace,
-    datasets: Sequence[str],
-    overrides: "Overrides",
-    *,
-    workers: int | None,
-    refresh: bool = False,
-) -> list["Fingerprint"]:
-    """Return the fingerprint of each dataset, measured anew where there is none or cases came or went."""
+def _measured(space: Workspace, name: str, *, workers: int | None, refresh: bool) -> "Fingerprint":
+    """Return the fingerprint of a dataset, measured anew where there is none or cases came or went."""
     from medplan.commands.data import extract
     from medplan.plan.fingerprint import Fingerprint
     from medplan.records import read_json
 
-    facts = []
-    for name in (*datasets, *overrides.pretrain_on):
-        path = space.fingerprint_path(space.dataset_name(name))
-        known = read_json(Fingerprint, path) if path.is_file() and not refresh else None
-        if known is not None and _is_outdated(known, space, name):
-            print(f"Cases of '{known.name}' have come or gone since they were measured.")
-            known = None
-        facts.append(known or extract(space, name, workers=workers))
-    return facts
+    path = space.fingerprint_path(space.dataset_name(name))
+    if not refresh and path.is_file():
+        known = read_json(Fingerprint, path)
+        if not _is_outdated(known, space, name):
+            return known
+        print(f"Cases of '{known.name}' have come or gone since they were measured.")
+    return extract(space, name, workers=workers)

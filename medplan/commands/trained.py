@@ -75,7 +75,7 @@ def read_fold(text: str) -> "Fold":
     """Return a fold's number, or 'all', as it was written on the command line."""
     if text == "all":
         return "all"
-    if not text.isdigit():
+    if not text.isdecimal():
         raise UsageError(f"--fold should be a number or 'all', found '{text}'.")
     return int(text)
 

@@ -122,14 +122,11 @@ def _find_plan(space: Workspace, dataset: str, method: str | None, start_from: P
 
     if method is not None:
         registry.find(method)  # an unknown method is an error before anything is measured
-    elif not any(space.plan_path(space.plan_name(dataset), name).is_file() for name in registry.names()):
-        print("There is no plan yet; making one for each method that fits.")
-        plan(datasets=[dataset], method=None, overrides=Overrides(), workspace=space.root)
-    known = method is not None and space.plan_path(space.plan_name(dataset), method).is_file()
-    if method is not None and not known:
-        print(f"There is no plan for {method} yet; making one.")
-        chosen = Overrides(like=None if start_from is None else read_plan(start_from))
-        plan(datasets=[dataset], method=method, overrides=chosen, workspace=space.root)
+    name, wanted = space.plan_name(dataset), registry.names() if method is None else (method,)
+    if not any(space.plan_path(name, each).is_file() for each in wanted):
+        print(f"There is no plan{f' for {method}' if method else ''} yet; planning first.")
+        overrides = Overrides(like=None if start_from is None else read_plan(start_from))
+        plan(datasets=[dataset], method=method, overrides=overrides, workspace=space.root)
     return load_plan(space, dataset, method)
 
 
@@ -185,8 +182,8 @@ def _as_long_as(earlier: Path, plan: "Plan") -> "Plan":
     from medplan.plan.schema import Plan
     from medplan.records import read_json
 
-    training = read_json(Plan, earlier).training
-    length = {"iterations": training.iterations, "validate_every": training.validate_every}
+    former = vars(read_json(Plan, earlier).training)
+    length = {key: former[key] for key in ("iterations", "validate_every", "checkpoint_every")}
     return replace(plan, training=replace(plan.training, **length))
 
 
