@@ -35,7 +35,8 @@ FORMAT = 1
 MOST_BYTES = 64 * 2**30
 MOST_FILES = 10_000
 MOST_MANIFEST_BYTES = 16 * 2**20
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+ -]{0,127}")
+NAME = re.compile(r'\w[^/\\:*?"<>|\x00-\x1f]{0,127}')
+"""Of a file or a folder: in any language, on any system, and never hidden or elsewhere."""
 SUFFIXES = (".pt", ".json", ".npz", ".nrrd")
 EPOCH = (1980, 1, 1, 0, 0, 0)
 

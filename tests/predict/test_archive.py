@@ -2,6 +2,7 @@ import json
 import stat
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,15 @@ def test_one_fold_can_be_exported_by_number_or_by_folder(run: Path, other: Works
     assert export(run / "fold_2", tmp_path / "b.zip").read_bytes() != b""
     assert [fold.fold for fold in find_folds(install(tmp_path / "b.zip", other))] == [2]
     assert by_number
+
+
+def test_names_may_be_in_any_language(other: Workspace, tmp_path: Path) -> None:
+    plan, run = replace(PLAN, name="L\u00e4sion (2)"), tmp_path / "zweiter Lauf"
+    checkpoint.save_weights(
+        run / "fold_0" / "best.pt", torch.nn.Conv3d(1, 2, 3), plan, fold=0, step=1, score=None
+    )
+    installed = install(export(run, tmp_path / "model.zip"), other)
+    assert installed == other.run_folder("L\u00e4sion (2)", "toy", "zweiter Lauf")
 
 
 def test_installing_over_a_run_is_refused(run: Path, other: Workspace, tmp_path: Path) -> None:
