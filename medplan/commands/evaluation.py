@@ -1,6 +1,8 @@
 """Verbs about scores: evaluate, report."""
 
 import json
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,38 +80,43 @@ def report(
         shown = {} if images is None else _images(images, summary, read_plan(source).num_channels)
         evaluations = [Evaluation(name=input.name, summary=summary, images=shown)]
     else:
+        datasets = [dataset.name for dataset in read_plan(source).learned]
         evaluations = [
             evaluation
             for fold in fold_folders
-            for evaluation in _validation(space, fold.folder, trained.checkpoint)
+            for evaluation in _validation(space, fold.folder, datasets, trained.checkpoint)
         ]
     page = write_report(fold_folders[0].folder, output or source / "report.html", evaluations=evaluations)
     print(f"Report: {page}")
 
 
-def _validation(space: Workspace, folder: Path, checkpoint: str) -> list["Evaluation"]:
+def _validation(
+    space: Workspace, folder: Path, datasets: Sequence[str], checkpoint: str
+) -> list["Evaluation"]:
     """Return the validation of a fold: the chosen checkpoint first, then the other."""
     from medplan.data.dataset import open_dataset
     from medplan.evaluate.report import Evaluation
     from medplan.evaluate.summary import read_summary
+    from medplan.predict.folder import CHECKPOINTS
 
     found = []
-    others = [name for name in ("best", "last") if name != checkpoint]
-    for name in (checkpoint, *others):
-        for path in sorted((folder / "validation" / name).rglob("summary.json")):
-            dataset = path.parent.name if path.parent.name != name else folder.parents[2].name
-            try:
-                cases = open_dataset(space.raw_folder(dataset)).cases
-            except MedplanError:
-                cases = ()
-            found.append(
-                Evaluation(
-                    name=f"{folder.name}, {name} checkpoint",
-                    summary=read_summary(path),
-                    images={case.id: case.images for case in cases},
-                    group=f"{dataset}, {name} checkpoint",
-                )
+    for name, dataset in product(sorted(CHECKPOINTS, key=lambda name: name != checkpoint), datasets):
+        written = folder / "validation" / name
+        path = (written / dataset if len(datasets) > 1 else written) / "summary.json"
+        if not path.is_file():
+            continue
+        try:
+            cases = open_dataset(space.raw_folder(dataset)).cases
+        except MedplanError:  # scores are shown without images then
+            cases = ()
+        found.append(
+            Evaluation(
+                name=f"{folder.name}, {name} checkpoint",
+                summary=read_summary(path),
+                images={case.id: case.images for case in cases},
+                group=f"{dataset}, {name} checkpoint",
             )
+        )
     return found
 
 

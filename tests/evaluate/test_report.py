@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
+from medplan.cli import main
 from medplan.data.images import Geometry, write_image, write_label
 from medplan.data.labels import LabelSpace
 from medplan.errors import UsageError
 from medplan.evaluate.charts import ticks
 from medplan.evaluate.overlays import PREDICTION_COLOUR, REFERENCE_COLOUR, overlay, radiological
 from medplan.evaluate.report import Evaluation, write_report
-from medplan.evaluate.run import evaluate
+from medplan.evaluate.run import evaluate, evaluate_pairs
+from medplan.plan.schema import DatasetPlan, Grid, Normalisation, Plan, Training
+from medplan.records import write_json
+from tests.conftest import make_raw_dataset
 
 LABELS = LabelSpace(
     names=("liver <left & right>", "spleen"), values=((1,), (2, 3)), others_are_background=True
@@ -129,6 +133,29 @@ def test_the_plan_is_shown_with_its_reasons(page: Path) -> None:
     text = page.read_text()
     for words in ("training.lr", "as in the paper", "all labelled", "2 labelled, 1 validation", "2.14.1"):
         assert words in text
+
+
+def test_validation_is_shown_on_its_images_however_plan_and_folder_are_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = make_raw_dataset(tmp_path / "raw_data" / "Dataset003_Shapes", num_labelled=1)
+    fold = tmp_path / "results" / "another name" / "toy" / "default" / "fold_0"
+    labels = LabelSpace(names=("liver", "spleen"), values=((1,), (2,)))
+    label = raw / "labelsTr" / "case00.nii.gz"
+    evaluate_pairs([("case00", label, label)], labels, output=fold / "validation" / "best")
+    dataset = DatasetPlan(
+        name="Shapes", channels=("T1",), modalities=("MR",), labels=labels,
+        normalisations=(Normalisation(scheme="zscore"),), folds=({"validation": ("case00",)},),
+    )  # fmt: skip
+    plan = Plan(
+        name="another name", method="toy", dims=3, datasets=(dataset,), grid=Grid(spacing_mm=None),
+        patch_size=(8, 8, 8), encoder="unet", training=Training(iterations=1, batch_size=1, lr=0.1),
+    )  # fmt: skip
+    write_json(plan, fold / "plan.json")
+    (fold / "best.pt").touch()
+    monkeypatch.chdir(fold.parent)
+    assert main(["report", "--model", ".", "--workspace", str(tmp_path)]) == 0
+    assert check(fold.parent / "report.html").tags.count("img") == 1
 
 
 def test_last_and_best_checkpoints_and_folds_are_compared(
