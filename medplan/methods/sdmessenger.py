@@ -300,14 +300,14 @@ class SDMessenger(Method):
         )
 
     def optimizers(self, phase: str) -> dict[str, Optimizer]:
-        training, config = self.plan.training, self.config
+        training, name = self.plan.training, self.config.optimizer
         encoder = list(self.network.encoder.parameters())
         parts = (self.network.messengers, self.network.decoder)
         rest = [parameter for part in parts for parameter in part.parameters()]
         factor = HEAD_LR_FACTOR if isinstance(self.network, MessengerSegFormer) else 1.0
         groups: list[dict[str, Any]] = [{"params": encoder}, {"params": rest, "lr": training.lr * factor}]
-        numbers = {"lr": training.lr, "weight_decay": training.weight_decay, "momentum": MOMENTUM}
-        return {"main": adamw_or_sgd(config.optimizer, groups, **numbers)}
+        lr, decay = training.lr, training.weight_decay
+        return {"main": adamw_or_sgd(name, groups, lr=lr, weight_decay=decay, momentum=MOMENTUM)}
 
     def training_step(self, batch: Batch, update: Update, at: Progress) -> dict[str, Tensor]:
         config, strength = self.config, self.strength(at.fraction)
