@@ -56,7 +56,7 @@ def plan(tmp_path):
 @pytest.mark.slow
 def test_released_adapters_become_a_model_without_a_step(plan, tmp_path, monkeypatch):
     command, where = plan
-    monkeypatch.setitem(imedsam.PUBLISHED, "tiny", "sam_tiny.pth")
+    monkeypatch.setitem(imedsam.SAM_FILES, "tiny", "sam_tiny.pth")
     monkeypatch.setenv("MEDPLAN_WEIGHTS", str(tmp_path))
     adapters = released_names(4)
     torch.save(sam_file(64), tmp_path / "sam_tiny.pth")

@@ -59,6 +59,7 @@ from medplan.networks.encoders import ENCODERS, build_encoder, build_network, bu
 from medplan.networks.joint import UNetEncoder, Voxel
 from medplan.networks.pairing import Pair, Pairing
 from medplan.networks.random_affine import RandomAffine
+from medplan.networks.sam import SAM_FILES, variant_of
 from medplan.networks.warp import warp
 from medplan.plan.schema import Plan
 from medplan.records import decode
@@ -92,6 +93,7 @@ class Config:
         channels: of the U-Net encoder.
         sam: variant of the SAM encoder; slices_at_once: slices it encodes in one pass.
         teacher: SAM variant that the encoder rrl learns from, or none; `encoder_weights` is its file then.
+            Where both are None the name of the file tells them.
         imitation: weight of SAM's features in the second phase of rrl; keep: share of its own weights that
             each of the two encoders keeps per step there.
         compat: count zeros beyond the border in the LNCC.
@@ -121,9 +123,9 @@ class Config:
     factor_limit: float = 10.0
     diffeomorphic: bool = False
     channels: tuple[int, ...] = (32, 64, 128, 256)
-    sam: Literal["vit_b", "vit_l", "vit_h"] = "vit_b"
+    sam: Literal["vit_b", "vit_l", "vit_h"] | None = None
     slices_at_once: int = 16
-    teacher: Literal["none", "vit_b", "vit_l", "vit_h"] = "none"
+    teacher: Literal["none", "vit_b", "vit_l", "vit_h"] | None = None
     imitation: float = 0.1
     keep: float = 0.99
     compat: bool = False
@@ -167,6 +169,7 @@ class BiJROS(Method):
             return Proposal(fits=False, score=0, reason="there is no second image to register")
         config = {"segmentation_rate": 3.0, "cross_entropy": 0.3}
         numbers: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.0, "batch_size": 1, "config": config}
+        numbers["encoder_weights"] = dict.fromkeys(("rrl", "sam"), SAM_FILES["vit_b"])
         official = "as in the official code"
         reasons = {
             "batch_size": f"one pair, {official}",
@@ -179,6 +182,16 @@ class BiJROS(Method):
             return Proposal(fits=True, score=90, reason=reason, reasons=reasons, **numbers)
         reason = f"it would learn from one of the {situation.num_labelled} labels only"
         return Proposal(fits=True, score=10, reason=reason, reasons=reasons, **numbers)
+
+    @classmethod
+    def settle(cls, plan: Plan) -> Plan:
+        """Read from the name of the weight file which SAM it is of, and whether rrl learns from it."""
+        variant = variant_of(plan.encoder_weights)
+        learns = plan.encoder == "rrl" and variant is not None
+        chosen = {"sam": variant or "vit_b", "teacher": variant if learns else "none"}
+        missing = {key: value for key, value in chosen.items() if plan.config.get(key) is None}
+        why = {"config.teacher": "the weights are SAM's, so the encoder learns from it"} if learns else {}
+        return replace(plan, config={**plan.config, **missing}, reasons={**plan.reasons, **why})
 
     @classmethod
     def lighter(cls, plan: Plan) -> Plan | None:
@@ -196,7 +209,7 @@ class BiJROS(Method):
             inputs=plan.num_channels,
             patch_size=plan.patch_size,
             channels=self.config.channels,
-            sam=self.config.sam,
+            sam=self.config.sam or "vit_b",
             slices_at_once=self.config.slices_at_once,
         )
         labels = plan.datasets[0].labels
@@ -209,12 +222,10 @@ class BiJROS(Method):
             compat=self.config.compat,
         )
         self.distillation: Distillation | None = None
-        if self.config.teacher != "none":
+        if (teaching := self.config.teacher or "none") != "none":
             if plan.encoder != "rrl" or not isinstance(encoder, UNetEncoder):
                 raise MethodError("bijros: 'config.teacher' is for '--encoder rrl' only; plan it again.")
-            teacher = build_teacher(
-                plan.num_channels, plan.patch_size, self.config.teacher, self.config.slices_at_once
-            )
+            teacher = build_teacher(plan.num_channels, plan.patch_size, teaching, self.config.slices_at_once)
             self.distillation = Distillation(encoder, teacher, labels.num_outputs)
 
     def load_encoder(self, weights: Mapping[str, Tensor]) -> None:
@@ -225,8 +236,8 @@ class BiJROS(Method):
     def phases(self) -> Sequence[Phase]:
         training, config = self.plan.training, self.config
         has_weights = self.plan.encoder_weights is not None
-        if self.plan.encoder == "sam" and not has_weights:
-            logger.warning("The encoder sam has random weights and is not trained; give --encoder-weights.")
+        if (self.plan.encoder == "sam" or self.distillation is not None) and not has_weights:
+            logger.warning("SAM has random weights and is not trained; give --encoder-weights.")
         is_trained = self.distillation is not None or not (has_weights or self.plan.encoder == "sam")
         total = training.iterations
         least = min(config.encoder_steps, round(0.7 * total))

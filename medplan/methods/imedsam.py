@@ -32,7 +32,6 @@ the learning rate warms up.
 """
 
 import math
-import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -51,6 +50,7 @@ from medplan.networks.feature_cache import FeatureCache
 from medplan.networks.implicit import Uncertainty, drawn_points
 from medplan.networks.implicit_sam import Maps, as_sam_sees, build_imedsam
 from medplan.networks.prompted_answers import PromptedAnswers
+from medplan.networks.sam import SAM_FILES, variant_of
 from medplan.plan.schema import Plan
 from medplan.records import decode
 from medplan.samples.augment import Augmentation
@@ -64,9 +64,6 @@ __all__ = ["METHOD", "Config", "ImedSam"]
 SIDE, TINY_SIDE = 384, 192
 WARMUP = 0.05
 """Part of a training from nothing over which the learning rate rises."""
-PUBLISHED = {
-    "vit_b": "sam_vit_b_01ec64.pth", "vit_l": "sam_vit_l_0b3195.pth", "vit_h": "sam_vit_h_4b8939.pth",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +180,8 @@ class ImedSam(Method):
             fits=True,
             score=score,
             reason=what if named else f"{what}; needs SAM's weights, without them 'supervised' is safer",
-            encoder=_variant_of(named),
-            encoder_weights=PUBLISHED,
+            encoder=variant_of(named) or "vit_b",
+            encoder_weights=SAM_FILES,
             lr=1e-3,
             weight_decay=0.01,
             patch_size=(1, SIDE, SIDE),
@@ -249,7 +246,7 @@ class ImedSam(Method):
     def load_encoder(self, weights: Mapping[str, Any]) -> None:
         """Load a published SAM file, with ``compat`` also the authors' checkpoint if named beside it."""
         where = str(self.plan.encoder_weights)
-        if self.plan.encoder not in PUBLISHED:
+        if self.plan.encoder not in SAM_FILES:
             raise MethodError(
                 f"imedsam: encoder '{self.plan.encoder}' has no published weights; plan with '--encoder "
                 "vit_b', or with '--encoder-weights none'."
@@ -385,11 +382,6 @@ class ImedSam(Method):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not is_fixed):
             maps: Maps = self.features(keys, seen, encoder) if keys and is_fixed else encoder(seen)
         return maps
-
-
-def _variant_of(weights: str | None) -> str:
-    found = re.search(r"vit_[blh]", weights or "")
-    return found[0] if found else "vit_b"
 
 
 METHOD = ImedSam

@@ -7,6 +7,7 @@ interpolated.
 Paper: Kirillov et al. 2023, arXiv:2304.02643. Official code: Apache-2.0, used as a package.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from medplan.networks.unet import UNetEncoder
 from medplan.plan.schema import Pyramid
 
 __all__ = [
+    "SAM_FILES",
     "SAM_VARIANTS",
     "ConvolutionalStem",
     "SamVariant",
@@ -28,8 +30,12 @@ __all__ = [
     "load_sam_image_encoder",
     "pyramid",
     "resize_position_tables",
+    "variant_of",
 ]
 
+SAM_FILES = {
+    "vit_b": "sam_vit_b_01ec64.pth", "vit_l": "sam_vit_l_0b3195.pth", "vit_h": "sam_vit_h_4b8939.pth",
+}  # fmt: skip
 TOKEN_PIXELS = 16
 OUTPUT_CHANNELS = 256
 _PREFIX = "image_encoder."
@@ -55,6 +61,12 @@ SAM_VARIANTS = {
     "tiny": SamVariant(width=128, depth=4, heads=4, global_blocks=(1, 3), stem=True),
 }
 """The published sizes, and ``tiny``, which has no weights: for tests, and to learn from nothing."""
+
+
+def variant_of(weights: str | None) -> str | None:
+    """Return the variant that the name of a weight file tells, None where it tells none."""
+    found = re.search(r"vit_[blh]", weights or "")
+    return found[0] if found else None
 
 
 def build_sam_image_encoder(variant: str, image_size: int) -> nn.Module:

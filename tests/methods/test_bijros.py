@@ -278,6 +278,26 @@ def test_rrl_learns_from_sam_in_two_phases_and_then_as_bijros(small_sam: None) -
         tiny_bijros(encoder="bijros", teacher="vit_b")
 
 
+@pytest.mark.parametrize(
+    ("encoder", "weights", "sam", "teacher"),
+    [
+        ("rrl", "sam_vit_l_0b3195.pth", "vit_l", "vit_l"),
+        ("rrl", "encoder.ckpt", "vit_b", "none"),
+        ("rrl", None, "vit_b", "none"),
+        ("sam", "sam_vit_h_4b8939.pth", "vit_h", "none"),
+    ],
+)
+def test_the_name_of_the_weight_file_tells_which_sam_it_is_and_who_learns_from_it(
+    encoder: str, weights: str | None, sam: str, teacher: str
+) -> None:
+    plan = replace(tiny_bijros().plan, encoder=encoder, encoder_weights=weights)
+    settled = BiJROS.settle(plan)
+    assert (settled.config["sam"], settled.config["teacher"]) == (sam, teacher)
+    assert BiJROS.settle(settled) == settled
+    chosen = BiJROS.settle(replace(plan, config={**plan.config, "sam": "vit_h", "teacher": "none"}))
+    assert (chosen.config["sam"], chosen.config["teacher"]) == ("vit_h", "none")
+
+
 def case(key: str, seed: int, shape: tuple[int, int, int] = (SIDE, SIDE, SIDE)) -> Case:
     phantom = make_phantom(seed, shape=shape, spacing_mm=(1.0, 1.0, 1.0))
     codes = phantom.label.astype(np.int16)

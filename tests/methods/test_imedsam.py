@@ -298,7 +298,7 @@ def test_published_weights_load_and_their_absence_is_named(monkeypatch):
 
     with pytest.raises(MethodError, match="has no published weights"):
         make()[0].load_encoder(sam_file(32))
-    monkeypatch.setitem(module.PUBLISHED, "tiny", "sam_tiny.pth")
+    monkeypatch.setitem(module.SAM_FILES, "tiny", "sam_tiny.pth")
     method, _ = make()
     file = sam_file(64)
     method.load_encoder(file)
@@ -311,7 +311,7 @@ def test_published_weights_load_and_their_absence_is_named(monkeypatch):
 def test_released_adapters_load_together_with_sam(monkeypatch):
     import medplan.methods.imedsam as module
 
-    monkeypatch.setitem(module.PUBLISHED, "tiny", "sam_tiny.pth")
+    monkeypatch.setitem(module.SAM_FILES, "tiny", "sam_tiny.pth")
     plan = tiny_plan("imedsam")
     labels = LabelSpace(names=("polyp",), values=((1,),))
     datasets = (replace(plan.datasets[0], labels=labels),)
