@@ -122,6 +122,7 @@ def _described(needs: "Needs", facts: "Fingerprint", why: dict[str, str]) -> Dat
         domains={case.id: case.domain for case in facts.cases if case.domain is not None},
         file_ending=facts.file_ending,
         median_spacing_mm=facts.median_spacing_mm,
+        has_oblique_cases=any(case.is_oblique for case in facts.cases),
     )
 
 

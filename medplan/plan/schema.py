@@ -96,6 +96,7 @@ class DatasetPlan:
             `medplan.preprocess.extra`.
         median_spacing_mm: median (z, y, x) of the cases as stored, which predictions are told is usual; None
             for pictures.
+        has_oblique_cases: whether some cases are oblique thick slices (`Geometry.is_oblique`).
     """
 
     name: str
@@ -110,6 +111,7 @@ class DatasetPlan:
     novel: tuple[str, ...] = ()
     extra: dict[str, dict[str, Any]] = field(default_factory=dict)
     median_spacing_mm: tuple[float, float, float] | None = None
+    has_oblique_cases: bool = False
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.novel if name not in self.labels.names]
@@ -301,14 +303,17 @@ class Plan:
     def mirror_axes(self, dataset: DatasetPlan) -> tuple[int, ...]:
         """Return the axes (0 z, 1 y, 2 x) along which images of a dataset may be flipped.
 
-        Where classes tell left from right that leaves out x, which is that axis on canonical grids; on
-        volumes whose axes are as stored it leaves none.
+        Where classes tell left from right that leaves out x, which is that axis on canonical grids and in
+        pictures. Volumes that stay as stored can have any axis there, oblique slices even parts of all of
+        them, so of these none is flipped.
         """
         axes = (0, 1, 2)[3 - self.dims :]
         if not dataset.labels.tells_sides:
             return axes
-        is_picture = self.grid.spacing_mm is None and dataset.median_spacing_mm is None
-        return axes[:-1] if self.grid.orientation is not None or is_picture else ()
+        if self.grid.spacing_mm is None and dataset.median_spacing_mm is None:  # pictures
+            return axes[:-1]
+        as_stored = self.grid.orientation is None or (self.grid.keeps_oblique and dataset.has_oblique_cases)
+        return () if as_stored else axes[:-1]
 
     @property
     def num_channels(self) -> int:
