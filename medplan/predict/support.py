@@ -5,7 +5,7 @@ the raw dataset that the model was made for. The classes to be segmented are tho
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -86,16 +86,7 @@ def prepare_examples(
     """
     read = [_read(example, plan, grid) for example in examples]
     labels = classes_shown([(example, raw) for example, (_, raw) in zip(examples, read, strict=True)])
-    shown = DatasetPlan(
-        name=plan.name,
-        channels=plan.channels,
-        modalities=plan.modalities,
-        labels=labels,
-        normalisations=plan.normalisations,
-        folds=plan.folds,
-        domains=plan.domains,
-        file_ending=plan.file_ending,
-    )
+    shown = replace(plan, labels=labels, novel=(), extra={})
     cases = []
     for example, (image, raw) in zip(examples, read, strict=True):
         key = f"{plan.name}/{example.name}"
