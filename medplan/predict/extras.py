@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from medplan.data.images import PICTURE_ENDINGS, ending_of, write_image, write_label
-from medplan.errors import UsageError
+from medplan.data.formats import ending_of, stem_of
+from medplan.data.images import write_image, write_label
 from medplan.method import Volume
 from medplan.predict.model import Model, Prepared
 from medplan.preprocess.restore import LabelRestorer
@@ -23,17 +23,11 @@ def write_extras(model: Model, prepared: Prepared, label_path: Path) -> list[Pat
 
     Args:
         label_path: of the case's label map, which gives folder, name and format.
-
-    Raises: UsageError if the method has nothing to give.
     """
-    found = model.extras(prepared.case)
-    if not found:
-        raise UsageError(f"--extras: {model.plan.method} gives out nothing besides the segmentation.")
-    ending = ending_of(label_path)
-    stem = label_path.name[: len(label_path.name) - len(ending)]
+    ending, stem = ending_of(label_path), stem_of(label_path)
     figures: dict[str, Any] = {}
     files = []
-    for name, value in found.items():
+    for name, value in model.extras(prepared.case).items():
         if not isinstance(value, Volume):
             figures[name] = value
             continue
@@ -48,8 +42,6 @@ def write_extras(model: Model, prepared: Prepared, label_path: Path) -> list[Pat
         array = value.array
         if value.kind == "displacement":
             array = voxels_to_mm(array, restoration)
-        if ending in PICTURE_ENDINGS:
-            path = path.with_name(f"{stem}_{name}.nrrd")
         files.append(write_image(path, restore_volume(array, restoration), geometry))
     if figures:
         files.append(write_json(figures, label_path.with_name(f"{stem}_extras.json")))

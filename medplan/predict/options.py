@@ -11,7 +11,7 @@ from medplan.errors import UsageError, did_you_mean
 from medplan.method import Needs
 from medplan.plan.schema import DatasetPlan, Plan
 
-__all__ = ["Options", "choose_dataset", "only"]
+__all__ = ["Options", "choose_dataset", "expect_classes", "only"]
 
 LabelMap = npt.NDArray[np.integer[Any]]
 
@@ -91,6 +91,16 @@ def choose_dataset(plan: Plan, name: str | None, classes: Sequence[str] = ()) ->
     return plan.dataset(name or names[0])
 
 
+def expect_classes(classes: Sequence[str], dataset: DatasetPlan) -> None:
+    """Raise UsageError for a class that the dataset does not have."""
+    names = dataset.labels.names
+    for name in classes:
+        if name not in names:
+            raise UsageError(
+                f"The model has no class '{name}'{did_you_mean(name, names)}; it knows {', '.join(names)}."
+            )
+
+
 def only(label: LabelMap, classes: Sequence[str], dataset: DatasetPlan) -> LabelMap:
     """Return the label map (Z, Y, X) with all but the named classes set to background.
 
@@ -98,12 +108,8 @@ def only(label: LabelMap, classes: Sequence[str], dataset: DatasetPlan) -> Label
     """
     if not classes:
         return label
+    expect_classes(classes, dataset)
     names = dataset.labels.names
-    for name in classes:
-        if name not in names:
-            raise UsageError(
-                f"The model has no class '{name}'{did_you_mean(name, names)}; it knows {', '.join(names)}."
-            )
     written = dataset.labels.decode(np.arange(len(names) + 1))
     wanted = [int(value) for value, name in zip(written[1:], names, strict=True) if name in classes]
     return np.where(np.isin(label, wanted), label, 0).astype(label.dtype)

@@ -20,8 +20,10 @@ from medplan.data.dataset import RawCase, find_inputs
 from medplan.data.images import PICTURE_ENDINGS, ending_of, read_image, write_label
 from medplan.errors import DataError, MedplanError, PlanError, UsageError, did_you_mean
 from medplan.machine import tune_allocator
+from medplan.method import Method
 from medplan.predict.extras import write_extras
 from medplan.predict.model import Model, Options, Prepared
+from medplan.predict.options import expect_classes
 from medplan.predict.prompts import Boxes, describe, read_boxes
 from medplan.predict.separate import write_masks
 from medplan.progress import track
@@ -77,6 +79,7 @@ def predict(
     if isinstance(inputs, Path):
         inputs = find_inputs(inputs, len(model.dataset.channels), model.dataset.file_ending)
     cases = tuple(inputs)
+    _check(options, model, extras=extras)
     boxes = {} if prompts is None else _boxes_of(prompts, cases, model)
     job = _Job(
         model=model,
@@ -234,6 +237,15 @@ def _settle(case: RawCase, coming: "Future[_Waiting | Path]", job: _Job) -> Path
         )
     except (MedplanError, OSError) as error:
         return error
+
+
+def _check(options: Options, model: Model, *, extras: bool) -> None:
+    """Raise UsageError for what the model cannot do, before any case is predicted."""
+    expect_classes(options.classes, model.dataset)
+    method = model.methods[0]
+    options.prompts(method.needs)
+    if extras and type(method).extras is Method.extras:
+        raise UsageError(f"--extras: {model.plan.method} gives out nothing besides the segmentation.")
 
 
 def _boxes_of(path: Path, cases: Sequence[RawCase], model: Model) -> Boxes:

@@ -7,9 +7,10 @@ import pytest
 
 from medplan import checkpoint
 from medplan.data.images import read_geometry, read_image, read_label
-from medplan.errors import DataError
+from medplan.errors import UsageError
+from medplan.method import Method
 from medplan.predict.folder import write_support
-from medplan.predict.model import Model
+from medplan.predict.model import Model, Options
 from medplan.predict.run import predict
 from medplan.samples.cases import Case
 from tests.conftest import make_phantom, write_nifti
@@ -56,6 +57,15 @@ def test_without_being_asked_nothing_more_is_written_and_asking_later_adds_it(ru
 
 def test_a_method_with_nothing_to_add_says_so(run, monkeypatch):
     model = Model.load(run / "run", device="cpu")
-    monkeypatch.setattr(type(model.methods[0]), "extras", lambda self, case, support: {})
-    with pytest.raises(DataError, match="gives out nothing besides"):
+    monkeypatch.setattr(type(model.methods[0]), "extras", Method.extras)
+    with pytest.raises(UsageError, match="gives out nothing besides"):
         predict(run / "in", run / "out", model, extras=True)
+    assert not (run / "out").exists(), "no case is predicted for nothing"
+
+
+def test_a_class_that_is_not_known_stops_before_any_case_is_predicted(run):
+    with pytest.raises(UsageError, match="no class 'typo'"):
+        predict(
+            run / "in", run / "out", Model.load(run / "run", device="cpu"), options=Options(classes=("typo",))
+        )
+    assert not (run / "out").exists()
