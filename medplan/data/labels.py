@@ -11,6 +11,10 @@ from medplan.errors import DataError
 __all__ = ["IGNORE", "LabelSpace"]
 
 PIECE = 1 << 16
+SIDE = re.compile(
+    r"(?<![a-z])(left|right)(?![a-z])|(?<![a-z])[lr]h?(?![a-z0-9])|(?-i:Left|Right|(left|right)[A-Z])", re.I
+)
+"""In class names: ``left kidney``, ``KidneyLeft``, ``lung_L``, ``lh``; not ``bright`` or ``vertebra L1``."""
 IGNORE = -1
 """Class index of voxels that were not annotated; losses and metrics leave them out."""
 
@@ -72,8 +76,7 @@ class LabelSpace:
     @property
     def tells_sides(self) -> bool:
         """Whether class names tell left from right, so that mirroring an image would change its labels."""
-        words = {word for name in self.names for word in re.split(r"[^a-z]+", name.lower())}
-        return bool(words & {"left", "right", "lh", "rh", "l", "r"})
+        return any(SIDE.search(name) for name in self.names)
 
     @property
     def codes(self) -> tuple[tuple[int, ...], ...]:

@@ -71,7 +71,13 @@ def test_contradictions_are_refused(
         (("left kidney", "spleen"), True),
         (("Right-Thalamus",), True),
         (("left atrium",), True),
+        (("lung_L", "heart"), True),
+        (("LeftKidney",), True),
+        (("kidneyRight",), True),
+        (("leftKidney",), True),
+        (("rib_left_1",), True),
         (("bright spot",), False),
+        (("vertebra L1", "cleft", "Bright"), False),
     ],
 )
 def test_sides_are_read_from_the_names_of_classes(names: tuple[str, ...], expected: bool) -> None:
