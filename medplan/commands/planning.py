@@ -105,6 +105,8 @@ def make_plans(
         listed = "".join(f"\n  {', '.join(names)}: {reason}." for reason, names in reasons.items())
         raise PlanError(f"No method fits.{listed}")
     print(format_table(rows))
+    if len(plans) > 1:
+        print(f"* recommended: 'medplan train -d {plans[0].name}' takes it, '-m METHOD' another.")
     if memory is None and overrides.gpu_memory is None:
         print(
             "There is no GPU here, and a processor is a hundred times slower: '--gpu-memory 1' plans small "

@@ -28,6 +28,7 @@ from medplan.progress import track
 __all__ = ["CaseFacts", "ClassFacts", "Fingerprint", "Intensity", "extract"]
 
 MAX_SHOWN = 10
+ODD_SPACING = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +130,8 @@ def _refusal(dataset: Dataset, errors: Sequence[Finding]) -> DataError:
             f"; 'medplan fingerprint -d {dataset.name} --repair FOLDER' writes a copy in which {repairable} "
             "of them are put right"
         )
-    return DataError(f"{dataset.folder}: {len(errors)} errors in the raw data:\n{shown}\n{advice}.")
+    count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+    return DataError(f"{dataset.folder}: {count} in the raw data:\n{shown}\n{advice}.")
 
 
 def _sum_up(dataset: Dataset, cases: Sequence[Measured]) -> Fingerprint:
@@ -142,10 +144,12 @@ def _sum_up(dataset: Dataset, cases: Sequence[Measured]) -> Fingerprint:
     kinds, sources = modalities(dataset.channels, is_pictures=dataset.is_pictures, intensities=per_case)
     notes = [finding.sentence for finding in stray_findings(dataset)]
     notes += [note for case in cases for note in case.notes]
+    notes += _odd_spacings(facts)
     for name, kind, source, own in zip(dataset.channels, kinds, sources, per_case, strict=True):
         if source == "intensities (a guess)":
             notes.append(
-                f"channel '{name}': taken for {kind}, guessed from the intensities; name it to be sure."
+                f"channel '{name}': taken for {kind}, guessed from the intensities; write what it is (\"T1\" "
+                "or \"CT\") under 'channel_names' in dataset.json to be sure."
             )
         wrong = mismatch(kind, own)
         if wrong is not None:
@@ -170,6 +174,20 @@ def _sum_up(dataset: Dataset, cases: Sequence[Measured]) -> Fingerprint:
         splits={name: dict(roles) for name, roles in dataset.splits.items()},
         likeness={case.id: one for case, one in zip(facts, alike, strict=True) if one is not None},
     )
+
+
+def _odd_spacings(cases: Sequence[CaseFacts]) -> list[str]:
+    """Name cases whose smallest spacing is far from that of most, as it is where a header holds none."""
+    finest = {case.id: min(case.spacing_mm) for case in cases if case.spacing_mm is not None}
+    usual = float(np.median(list(finest.values()))) if finest else 1.0
+    odd = [name for name, each in finest.items() if max(each / usual, usual / each) > ODD_SPACING]
+    if not odd:
+        return []
+    more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+    return [
+        f"voxels of {', '.join(odd[:3])}{more} are {finest[odd[0]]:.3g} mm wide, those of most cases "
+        f"{usual:.3g} mm. A file that was saved without its spacing counts as 1 mm; if that is so, mend it."
+    ]
 
 
 def _median(values: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -15,7 +16,7 @@ import pytest
 
 from medplan.data import checks
 from medplan.data.dataset import Dataset, open_dataset
-from medplan.data.images import read_image, read_label
+from medplan.data.images import read_geometry, read_image, read_label, write_image, write_label
 from medplan.data.labels import LabelSpace
 from medplan.data.rawcase import RawCase
 from medplan.errors import DataError
@@ -274,6 +275,16 @@ def test_warnings_are_notes_and_not_forgotten(raw_dataset: Path) -> None:
     first = take(raw_dataset)
     assert len(first.notes) == 1 and "origin" in first.notes[0]
     assert take(raw_dataset).notes == first.notes
+
+
+def test_a_scan_that_was_saved_without_its_spacing_is_named(raw_dataset: Path) -> None:
+    path = sorted((raw_dataset / "imagesTr").iterdir())[0]
+    grid, label = read_geometry(path), raw_dataset / "labelsTr" / path.name.replace("_0000", "")
+    lost = replace(grid, spacing_mm=(1.0, 0.2, 0.2))
+    write_image(path, read_image([path]).array, lost)
+    write_label(label, read_label(label)[0], lost)
+    (note,) = take(raw_dataset).notes
+    assert path.name.removesuffix("_0000.nii.gz") in note and "without its spacing" in note
 
 
 def test_regions_and_ignored_voxels_are_measured(raw_dataset: Path) -> None:
