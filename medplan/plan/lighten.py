@@ -11,13 +11,16 @@ from medplan.plan.schema import Plan
 if TYPE_CHECKING:
     from medplan.plan.memory import Footprint
 
-__all__ = ["LARGE_VOXELS", "fill_or_lighten"]
+__all__ = ["LARGE_VOXELS", "fill_or_lighten", "squeezed_further"]
 
 LARGE_VOXELS = {2: 512**2, 3: 128**3}
 """Patches of that many voxels see enough around them."""
 
 GAIN = 1.5
 """How much larger the patch should become for the time that it costs."""
+
+LEAST_STEPS = 4
+"""The least side that cases are squeezed to, in multiples of what the network needs."""
 
 Filled = tuple[Plan, "Footprint"]
 
@@ -59,3 +62,21 @@ def fill_or_lighten(
     changed = [key for key, value in lighter.config.items() if draft.config.get(key) != value]
     reasons = {f"config.{key}": f"less memory for more time: {why}" for key in changed}
     return replace(plan, reasons={**plan.reasons, **reasons}), footprint
+
+
+def squeezed_further(draft: Plan, *, share: float, multiple: int, why: str) -> Plan | None:
+    """Return the draft with cases squeezed to about that share of its voxels, or None if none can be spared.
+
+    Args:
+        share: in (0, 1).
+        multiple: of which every side is one.
+        why: is added to the reason of the shape.
+    """
+    shape, least = draft.grid.shape, LEAST_STEPS * multiple
+    if shape is None:
+        return None
+    z, y, x = (min(side, max(least, int(side * share ** (1 / 3)) // multiple * multiple)) for side in shape)
+    if (z, y, x) == shape:
+        return None
+    reasons = {**draft.reasons, "grid.shape": f"{draft.reasons['grid.shape']}; {why}"}
+    return replace(draft, grid=replace(draft.grid, shape=(z, y, x)), reasons=reasons)

@@ -15,7 +15,7 @@ from medplan.plan.alignment import choose_alignment
 from medplan.plan.capacity import fill_memory, memory_target
 from medplan.plan.dataset_plans import fold_roles, plan_datasets
 from medplan.plan.grids import choose_crop, choose_dims, choose_orientation, choose_spacing
-from medplan.plan.lighten import fill_or_lighten
+from medplan.plan.lighten import fill_or_lighten, squeezed_further
 from medplan.plan.overrides import Overrides, apply_settings, voxels_of
 from medplan.plan.schema import Grid, Plan, Training
 from medplan.plan.topology import round_up
@@ -146,14 +146,27 @@ def decide(
     late = {key: value for key, value in overrides.settings.items() if key != "patch_size"}
     draft = method_class.settle(apply_settings(draft, early, method_class.Config))
     measured = partial(measure, method_class)
-    plan, footprint = fill_or_lighten(
-        lambda each: fill_memory(
+
+    def filled(each: Plan) -> "tuple[Plan, Footprint]":
+        return fill_memory(
             each, needs, proposal, facts, overrides, measured, target_bytes=memory, source=source
-        ),
-        draft,
-        method_class.lighter(draft),
-        target_bytes=memory,
+        )
+
+    plan, footprint = fill_or_lighten(filled, draft, method_class.lighter(draft), target_bytes=memory)
+    is_free = not (
+        proposal.patch_size or overrides.value("grid.shape") or overrides.value("patch_size", "patch_size")
     )
+    while is_free and footprint.total > memory:
+        smaller = squeezed_further(
+            draft,
+            share=memory / footprint.total,
+            multiple=needs.patch_multiple,
+            why=f"{'x'.join(map(str, plan.patch_size))} would take {footprint.total / 2**30:.1f} GB",
+        )
+        if smaller is None:
+            break
+        draft = smaller
+        plan, footprint = fill_or_lighten(filled, draft, method_class.lighter(draft), target_bytes=memory)
     finished = method_class.settle(apply_settings(plan, late, method_class.Config))
     if replace(finished, reasons={}) != replace(plan, reasons={}):
         footprint = measure(method_class, finished)

@@ -277,6 +277,20 @@ def test_an_atlas_method_gets_one_atlas_on_a_squeezed_grid(plan: Make, fingerpri
     assert "datasets.0.folds.atlas" in made.reasons
 
 
+def test_cases_are_squeezed_to_what_fits_unless_the_user_says_to_what(
+    plan: Make, fingerprint: Make, toy: Make
+) -> None:
+    method, facts = toy(grid="squeezed", patch_multiple=16), fingerprint()
+    tight = plan(facts, method=method, gpu_memory=0.7)
+    assert tight.predicted_gpu_bytes <= 0.7 * 2**30 and max(tight.grid.shape) < 128
+    assert tight.patch_size == tight.grid.shape and not any(side % 16 for side in tight.grid.shape)
+    assert "128x128x128 would take" in tight.reasons["grid.shape"]
+    assert plan(facts, method=method, gpu_memory=0.01).grid.shape == (64, 64, 64)
+    for chosen in ({"patch_size": (128, 128, 128)}, {"settings": {"grid.shape": [128, 128, 128]}}):
+        given = plan(facts, method=method, gpu_memory=0.7, **chosen)
+        assert given.grid.shape == (128, 128, 128) and "MORE" in given.reasons["predicted_gpu_bytes"]
+
+
 def test_several_datasets_share_a_grid_and_the_samples(plan: Make, fingerprint: Make, toy: Make) -> None:
     facts = [fingerprint("A", num_labelled=4), fingerprint("B", num_labelled=64, modality="CT")]
     with pytest.raises(MethodError, match="one dataset at a time"):
