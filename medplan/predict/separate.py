@@ -1,5 +1,6 @@
 """One mask per class, so that overlapping ones need not be painted over each other."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from medplan.data.images import Geometry, ending_of, write_label
+from medplan.data.formats import ending_of, stem_of
+from medplan.data.images import Geometry, write_label
 from medplan.data.labels import LabelSpace
 from medplan.preprocess.geometry import Restoration
 from medplan.preprocess.restore import LabelRestorer
@@ -16,6 +18,7 @@ from medplan.preprocess.restore import LabelRestorer
 __all__ = ["Masks", "write_masks"]
 
 LabelMap = npt.NDArray[np.integer[Any]]
+SEPARATORS = re.compile(r"[\s/\\:]+")
 
 
 class Masks:
@@ -58,10 +61,10 @@ class Masks:
 
 
 def write_masks(masks: Mapping[str, LabelMap], label_path: Path, geometry: Geometry) -> list[Path]:
-    """Write ``CASE_<class>.<ending>`` beside a case's label map; blanks of the names become underscores."""
-    ending = ending_of(label_path)
-    stem = label_path.name[: len(label_path.name) - len(ending)]
+    """Write ``CASE_<class>.<ending>`` beside a case's label map; blanks and slashes become underscores."""
+    stem, ending = stem_of(label_path), ending_of(label_path)
+    names = {name: SEPARATORS.sub("_", name) for name in masks}
     return [
-        write_label(label_path.with_name(f"{stem}_{'_'.join(name.split())}{ending}"), mask, geometry)
+        write_label(label_path.with_name(f"{stem}_{names[name]}{ending}"), mask, geometry)
         for name, mask in masks.items()
     ]

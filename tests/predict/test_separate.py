@@ -12,7 +12,7 @@ from tests.conftest import make_phantom, write_nifti
 from tests.predict.toy import Toy, make_plan, make_run
 
 NESTED = LabelSpace(
-    names=("whole body", "organs", "dense"), values=((1, 2, 3), (2, 3), (3,)), region_order=(1, 2, 3)
+    names=("whole body", "organs", "bone/calcified"), values=((1, 2, 3), (2, 3), (3,)), region_order=(1, 2, 3)
 )
 """The toy's three outputs lie above 0 where a voxel is brighter than 0.5, 1.5 and 2.5."""
 
@@ -36,8 +36,8 @@ def predicted(tmp_path, labels=None, *, options=None):
 
 def test_regions_overlap_in_their_files_and_cover_each_other_in_the_label_map(tmp_path):
     found = predicted(tmp_path, NESTED)
-    assert set(found) == {"case", "case_whole_body", "case_organs", "case_dense"}
-    body, organs, dense = (found[f"case_{name}"] for name in ("whole_body", "organs", "dense"))
+    assert set(found) == {"case", "case_whole_body", "case_organs", "case_bone_calcified"}
+    body, organs, dense = (found[f"case_{name}"] for name in ("whole_body", "organs", "bone_calcified"))
     assert (body >= organs).all() and (organs >= dense).all() and body.sum() > organs.sum() > 0
     assert np.array_equal(found["case"], np.where(dense, 3, np.where(organs, 2, body)))
 
