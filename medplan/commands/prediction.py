@@ -35,7 +35,7 @@ def predict(
     workspace: Path | None,
 ) -> None:
     """Segment images."""
-    from medplan.data.formats import ending_of
+    from medplan.data.images import ending_of, label_file
     from medplan.data.inputs import find_inputs
     from medplan.predict.model import Model, Options
     from medplan.predict.run import predict as run_prediction
@@ -80,11 +80,12 @@ def predict(
             raise UsageError(
                 f"-o {output} names one file, but {input} holds {len(cases)} scans; name a folder."
             )
-        if output.resolve() in {image.resolve() for image in cases[0].images}:
+        written = label_file(output)
+        if written.resolve() in {image.resolve() for image in cases[0].images}:
             raise UsageError(f"-o {output}: the label map would overwrite its image.")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        loaded.predict_file(cases[0].images, output=output, options=options)
-        print(f"Prediction: {output}")
+        written.parent.mkdir(parents=True, exist_ok=True)
+        loaded.predict_file(cases[0].images, output=written, options=options)
+        print(f"Prediction: {written}")
         return
     run_prediction(
         input,

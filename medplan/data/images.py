@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medplan.data import dicom, nifti, pictures
-from medplan.data.formats import IMAGE_ENDINGS, PICTURE_ENDINGS, VOLUME_ENDINGS, ending_of
+from medplan.data.formats import IMAGE_ENDINGS, PICTURE_ENDINGS, VOLUME_ENDINGS, ending_of, stem_of
 from medplan.data.geometry import Geometry
 from medplan.errors import DataError
 
@@ -31,6 +31,7 @@ __all__ = [
     "as_label",
     "ending_of",
     "fit_channels",
+    "label_file",
     "read_geometry",
     "read_image",
     "read_label",
@@ -177,24 +178,28 @@ def read_stored(path: Path, *, label: bool = False) -> tuple[Array, Geometry]:
     return array, read_geometry(path)
 
 
+def label_file(path: Path) -> Path:
+    """Return the file that `write_label` writes for a path: of pictures a PNG, since JPEG changes values."""
+    return path.with_name(f"{stem_of(path)}.png") if _is_picture(path) else path
+
+
 def write_label(path: Path, array: npt.NDArray[np.integer], geometry: Geometry) -> Path:
     """Write a label map on the grid of its image, under a temporary name first.
 
     Args:
-        path: ending decides the format; pictures are always written as PNG, since JPEG changes values.
+        path: ending decides the format, see `label_file`.
         array: integers (Z, Y, X), shape as in `geometry`.
         geometry: of the image that the labels belong to.
 
     Returns: the path that was written.
     """
-    path = Path(path)
+    path = label_file(Path(path))
     if array.shape != geometry.shape:
         raise ValueError(f"the label has shape {array.shape}, its grid {geometry.shape}")
     values = np.asarray(array)
     if values.dtype.kind == "b" or values.dtype.itemsize > 4:
         values = values.astype(_integer_type(int(values.min(initial=0)), int(values.max(initial=0)), path))
     if _is_picture(path):
-        path = path.with_name(path.name[: -len(ending_of(path))] + ".png")
         low, high = int(values.min(initial=0)), int(values.max(initial=0))
         if low < 0 or high > 65535:
             raise DataError(f"{path}: a PNG holds 0 to 65535, the labels reach from {low} to {high}.")
@@ -221,7 +226,7 @@ def write_image(path: Path, array: Array, geometry: Geometry) -> Path:
     if channels.shape[1:] != geometry.shape:
         raise ValueError(f"the image has shape {channels.shape[1:]}, its grid {geometry.shape}")
     if _is_picture(path):
-        stem = path.name[: -len(ending_of(path))]
+        stem = stem_of(path)
         if channels.dtype in (np.uint8, np.uint16) and len(channels) in (1, 3):
             path = path.with_name(f"{stem}.png")
             return _atomically(path, lambda temporary: pictures.write(temporary, channels))

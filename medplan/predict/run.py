@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from medplan.data.dataset import RawCase, find_inputs
-from medplan.data.images import PICTURE_ENDINGS, ending_of, read_image, write_label
+from medplan.data.images import ending_of, label_file, read_image, write_label
 from medplan.errors import DataError, MedplanError, PlanError, UsageError, did_you_mean
 from medplan.machine import tune_allocator
 from medplan.method import Method
@@ -170,7 +170,7 @@ class _Job:
     def path(self, case: RawCase) -> Path:
         """Return where the label map of a case goes."""
         ending = ending_of(case.images[0]) or self.model.dataset.file_ending
-        return self.output / f"{case.id}{'.png' if ending in PICTURE_ENDINGS else ending}"
+        return label_file(self.output / f"{case.id}{ending}")
 
     def _record(self, case: RawCase) -> Path:
         return self.output / RECORDS / f"{case.id}.json"
