@@ -4,14 +4,14 @@ import os
 from pathlib import Path
 from textwrap import shorten
 
-from medplan.evaluate.training_log import read_log
+from medplan.evaluate.training_log import Kind, read_log
 
 __all__ = ["progress"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5FC0", "#8C564B")
 MOST_NAMED = 12
 """Of more curves in a panel, as of a dataset with a hundred classes, the first so many are named."""
-TITLES = {"loss": "loss", "validation": "validation", "rate": "learning rate"}
+TITLES: dict[Kind, str] = {"losses": "loss", "validation": "validation", "lr": "learning rate"}
 
 
 def progress(log: Path, png: Path) -> Path:
@@ -22,8 +22,7 @@ def progress(log: Path, png: Path) -> Path:
     from matplotlib.figure import Figure
 
     training = read_log(log)
-    panels = {kind: training.of_kind(kind) for kind in TITLES}  # type: ignore[arg-type]
-    panels = {kind: curves for kind, curves in panels.items() if curves} or {"loss": {}}
+    panels = {kind: curves for kind in TITLES if (curves := training.of_kind(kind))} or {"losses": {}}
     figure = Figure(figsize=(9, 2.9 * len(panels)), dpi=120, layout="constrained")
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (kind, curves) in zip(axes, panels.items(), strict=True):

@@ -16,13 +16,18 @@ from medplan.evaluate.heatmaps import heatmap_sections
 from medplan.evaluate.overlays import CLASS_COLOURS, PREDICTION_COLOUR, REFERENCE_COLOUR, overlay
 from medplan.evaluate.page import Cell, chips, details, document, number, picture, section, table
 from medplan.evaluate.summary import CaseScores, Summary
-from medplan.evaluate.training_log import read_log
+from medplan.evaluate.training_log import Curve, read_log
 from medplan.records import write_text
 
 __all__ = ["Evaluation", "write_report"]
 
 logger = logging.getLogger(__name__)
 
+OTHERS = {
+    "seconds": "Seconds per step",
+    "loader_wait": "Share of the time spent waiting for data",
+    "peak_bytes": "Peak memory in bytes",
+}
 FIGURES_HINT = "What the method gave out for each case besides the segmentation (medplan predict --extras)."
 
 
@@ -197,15 +202,14 @@ def _training(log: Path) -> str:
     if not log.is_file():
         return ""
     training = read_log(log)
-    charts = [
-        line_chart(training.of_kind(kind), title=name, phases=training.phases)  # type: ignore[arg-type]
-        for kind, name in (("loss", "Loss"), ("validation", "Validation"))
-    ]
-    drawn = "".join(chart for chart in charts if chart)
-    more = "".join(
-        line_chart(training.of_kind(kind), title=name, phases=training.phases)  # type: ignore[arg-type]
-        for kind, name in (("rate", "Learning rate"), ("other", "Time, memory and norms"))
-    )
+
+    def chart(title: str, curves: Mapping[str, Curve]) -> str:
+        return line_chart(curves, title=title, phases=training.phases)
+
+    drawn = chart("Loss", training.of_kind("losses")) + chart("Validation", training.of_kind("validation"))
+    more = chart("Learning rate", training.of_kind("lr"))
+    # Seconds and bytes have nothing to share an axis for.
+    more += "".join(chart(OTHERS.get(key, key), {key: one}) for key, one in training.of_kind("other").items())
     more = f'<div class="panel"><div class="two">{more}</div></div>' if more else ""
     body = f'<div class="panel"><div class="two">{drawn}</div></div>' if drawn else ""
     hint = "Over optimiser steps; thin lines are the logged values, thick ones their running mean."

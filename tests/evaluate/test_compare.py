@@ -75,7 +75,7 @@ def write_run(folder: Path, dice: dict[str, float], **plan: Any) -> str:
         write_summary(summary_of({case: dice[case] for case in cases}), target / "validation" / "best")
         content = {"training": {"seed": 0}, "datasets": [{"folds": [{"labelled": ["x"]}]}]} | plan
         (target / "plan.json").write_text(json.dumps(content))
-        lines = ({"step": step, "validation": {"score": step / 9}} for step in (1, 2))
+        lines = ({"step": step, "phase": "main", "validation": {"score": step / 9}} for step in (1, 2))
         (target / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return str(folder)
 

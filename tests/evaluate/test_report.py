@@ -84,7 +84,10 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "fold0"
     folder.mkdir()
     lines = (
-        json.dumps({"step": s, "phase": "main", "loss": 1.0 / (s + 1), "val_dice": s / 60}) for s in range(50)
+        json.dumps(
+            {"step": s, "phase": "main", "losses": {"loss": 1 / (s + 1)}, "validation": {"score": s / 60}}
+        )
+        for s in range(50)
     )
     (folder / "log.jsonl").write_text("\n".join(lines))
     plan: dict[str, Any] = {

@@ -5,7 +5,7 @@ import pytest
 
 from medplan.errors import DataError
 from medplan.evaluate.plots import progress
-from medplan.evaluate.training_log import kind_of, read_log
+from medplan.evaluate.training_log import read_log
 
 
 def write_log(path: Path, *entries: dict[str, object], tail: str = "") -> Path:
@@ -13,50 +13,42 @@ def write_log(path: Path, *entries: dict[str, object], tail: str = "") -> Path:
     return path
 
 
-def test_any_number_becomes_a_curve_and_anything_else_is_passed_over(tmp_path: Path) -> None:
+def test_every_finite_number_becomes_a_curve_of_its_group(tmp_path: Path) -> None:
     log = write_log(
         tmp_path / "log.jsonl",
-        {"step": 0, "phase": "main", "loss": 2.0, "val": {"liver": 0.5}, "case": "a", "done": True},
-        {"step": 5, "phase": "main", "loss": float("nan"), "lr": 0.1},
-        {"message": "no step"},
+        {"step": 1, "phase": "main", "losses": {"loss": 2.0}, "lr": {"main": 0.1}, "seconds": 0.5},
+        {"step": 1, "phase": "main", "validation": {"score": 0.5, "lr of the liver": 0.25}},
+        {"step": 5, "phase": "main", "losses": {"loss": float("nan"), "norm": 3.0}},
         tail='{"step": 10, "lo',
     )
-    curves = read_log(log).curves
-    assert curves.keys() == {"loss", "val/liver", "lr"}
-    assert (curves["loss"].steps, curves["loss"].values) == ((0.0,), (2.0,))
+    training = read_log(log)
+    named = {kind: set(training.of_kind(kind)) for kind in ("losses", "validation", "lr", "other")}
+    assert named["losses"] == {"loss", "norm"} and named["validation"] == {"score", "lr of the liver"}
+    assert named["lr"] == {"main"} and named["other"] == {"seconds"}
+    loss = training.curves["losses/loss"]
+    assert (loss.steps, loss.values) == ((1,), (2.0,))
 
 
 def test_steps_repeated_after_a_resume_replace_those_before(tmp_path: Path) -> None:
     points = ((0, 3), (5, 2), (10, 9), (5, 1), (10, 0))
-    entries = [{"step": step, "phase": "main", "loss": loss} for step, loss in points]
-    curve = read_log(write_log(tmp_path / "log.jsonl", *entries)).curves["loss"]
+    entries = [{"step": step, "phase": "main", "losses": {"loss": loss}} for step, loss in points]
+    curve = read_log(write_log(tmp_path / "log.jsonl", *entries)).of_kind("losses")["loss"]
     assert (curve.steps, curve.values) == ((0, 5, 10), (3, 1, 0))
 
 
-def test_a_phase_that_counts_from_zero_continues_where_the_last_one_ended(tmp_path: Path) -> None:
-    entries = [
-        {"step": s, "phase": phase, "loss": 1.0} for phase in ("encoder", "bilevel") for s in (0, 10, 20)
-    ]
-    log = read_log(write_log(tmp_path / "log.jsonl", *entries))
-    assert log.curves["loss"].steps == (0, 10, 20, 30, 40)
-    assert log.phases == (("encoder", 0), ("bilevel", 20))
-
-
-@pytest.mark.parametrize(
-    ("key", "kind"),
-    [("loss", "loss"), ("ce", "loss"), ("flow_smoothness", "loss"), ("val_dice", "validation"),
-     ("score", "validation"), ("lr", "rate"), ("lr/main", "rate"), ("main_lr", "rate"),
-     ("grad_norm/seg", "other"),
-     ("seconds", "other")],
-)  # fmt: skip
-def test_curves_are_told_apart_by_their_key(key: str, kind: str) -> None:
-    assert kind_of(key) == kind
+def test_phases_begin_at_their_first_line(tmp_path: Path) -> None:
+    steps = {"encoder": (10, 20), "bilevel": (30, 40)}
+    entries = [{"step": step, "phase": phase} for phase, own in steps.items() for step in own]
+    assert read_log(write_log(tmp_path / "log.jsonl", *entries)).phases == (("encoder", 10), ("bilevel", 30))
 
 
 def test_progress_is_drawn_from_the_first_line_on(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     for count in (0, 1, 40):
-        numbers = ({"loss": 1 / (s + 1), "lr": 0.1, "val_dice": s / 50} for s in range(count))
+        numbers = (
+            {"losses": {"loss": 1 / (s + 1)}, "lr": {"main": 0.1}, "validation": {"score": s / 50}}
+            for s in range(count)
+        )
         entries = [{"step": s, "phase": "main", **more} for s, more in enumerate(numbers)]
         png = progress(write_log(log, *entries), tmp_path / "progress.png")
         assert png.read_bytes().startswith(b"\x89PNG")
