@@ -78,6 +78,8 @@ WARMUP = 0.05
 TRAIN_WINDOW = 4
 DENSE_SHARE = 0.5
 CONTRASTIVE_WEIGHT_DECAY = 1e-4
+LARGE_BYTES, FEW_PICTURES_BYTES = 4.5 * 2**30, 2 * 2**30
+"""ResNet-101 takes less than the first with 32 pictures per step, the small encoder less than the second."""
 MOMENTUM = 0.9
 
 
@@ -163,13 +165,20 @@ class DenseMP(Method):
         steps = situation.spacing_mm or (TARGET_MM,) * 3
         sides = [n * step / TARGET_MM for n, step in zip(situation.median_shape[1:], steps[1:], strict=True)]
         side = min(LARGEST_SIDE, max(64, math.ceil(max(sides) / MULTIPLE) * MULTIPLE))
-        novel = situation.has_novel_classes
+        novel, memory = situation.has_novel_classes, situation.memory_bytes or LARGE_BYTES
+        is_small = memory < LARGE_BYTES and situation.encoder_weights is None
+        few = {"contrastive_batch": 8} if memory < FEW_PICTURES_BYTES else {}
+        why = {"encoder": "resnet101, the paper's, takes more memory than there is"} if is_small else {}
+        if few:
+            why["config.contrastive_batch"] = "released: 32, which take more memory than there is"
         return Proposal(
             fits=True,
             score=90 if novel else 10,
             reason="there are classes that no training label shows"
             if novel
             else "it is made for classes that are shown after training, by an example",
+            encoder="small" if is_small else None,
+            config=few,
             iterations=21_000,
             batch_size=1,
             lr=1e-3,
@@ -181,6 +190,7 @@ class DenseMP(Method):
                 "batch_size": "one episode per step, as released",
                 "config.optimizer": "AdamW after a warm-up: in few episodes SGD learns a third less",
                 "patch_size": "a whole slice, at most 256 pixels",
+                **why,
             },
         )
 

@@ -57,6 +57,23 @@ def test_it_is_proposed_where_classes_are_novel_and_one_case_can_show_them():
     assert DenseMP.propose(situation(spacing_mm=None, median_shape=(1, 30, 20))).patch_size == (1, 64, 64)
 
 
+@pytest.mark.parametrize("memory", [2**30, 2 * 2**30, round(4.5 * 2**30)])
+def test_what_is_proposed_fits_the_memory(memory):
+    proposal = DenseMP.propose(situation(memory_bytes=memory, spacing_mm=None))
+    assert proposal.patch_size == (1, 256, 256)
+    plan = tiny_plan("densemp")
+    plan = replace(
+        plan,
+        encoder=proposal.encoder or DenseMP.needs.encoders[0],
+        patch_size=proposal.patch_size,
+        training=replace(plan.training, batch_size=1),
+        config=encode(DenseMP.Config(**proposal.config, shares=(0.5, 0.5, 0.0))),
+    )
+    assert 0.4 * memory < measure(DenseMP, plan).total <= memory
+    with_weights = DenseMP.propose(situation(memory_bytes=memory, encoder_weights="resnet101.pth"))
+    assert with_weights.encoder is None
+
+
 @pytest.mark.parametrize(
     ("shares", "novel", "names"),
     [
