@@ -78,16 +78,15 @@ def test_predicting_evaluating_and_reporting_follow_without_further_words(
     raw, out = space / "raw_data" / "Dataset007_Phantom", tmp_path / "out"
     medplan("predict", "-i", raw / "imagesTs", "-o", out, "--device", "cpu", "--workspace", space)
     medplan("evaluate", "-i", out, "-r", raw / "labelsTs", "--workspace", space)
-    medplan(
-        "report", "-i", out, "--images", raw / "imagesTs", "-o", tmp_path / "r.html", "--workspace", space
-    )
+    medplan("report", "-i", out, "-o", tmp_path / "r.html", "--workspace", space)
     medplan("report", "-o", tmp_path / "validation.html", "--workspace", space)
     summary = json.loads((out / "summary.json").read_text())
     assert {Path(case["prediction_file"]).name for case in summary["metric_per_case"]} == {
         "case06.nii.gz",
         "case07.nii.gz",
     }
-    assert "case06" in (tmp_path / "r.html").read_text()
+    page = (tmp_path / "r.html").read_text()
+    assert "case06" in page and page.count('<img src="data:image/jpeg') == 2
 
 
 @pytest.mark.parametrize("values", [[2, 1], [2]])

@@ -1,6 +1,7 @@
 """Verbs about scores: evaluate, report."""
 
 import json
+import logging
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -77,7 +78,9 @@ def report(
     fold_folders = find_folds(source, folds=trained.fold_numbers, checkpoint=trained.checkpoint)
     if input is not None:
         summary = read_summary(input / "summary.json")
-        shown = {} if images is None else _images(images, summary, read_plan(source).num_channels)
+        shown = _predicted_from(input)
+        if images is not None:
+            shown = _images(images, summary, read_plan(source).num_channels)
         evaluations = [Evaluation(name=input.name, summary=summary, images=shown)]
     else:
         datasets = [dataset.name for dataset in read_plan(source).learned]
@@ -129,25 +132,36 @@ def _previews(space: Workspace, input: Path, images: Path | None, output: Path |
     from medplan.evaluate.run import label_files
 
     found = label_files(input)
+    known: dict[str, tuple[Path, ...]] = {}
     if not (input / "dataset.json").is_file():
         raise UsageError(f"{input} holds neither a summary.json nor the dataset.json that 'predict' writes.")
     description = read_description(input)
     if images is not None:
-        cases = find_inputs(images, len(description.channels))
+        known = {case.id: case.images for case in find_inputs(images, len(description.channels))}
     else:
         try:
             name = json.loads((input / "dataset.json").read_text()).get("name", "")
             dataset = open_dataset(space.raw_folder(name))
-            cases = (*dataset.cases, *dataset.test_cases)
+            known = {case.id: case.images for case in (*dataset.cases, *dataset.test_cases)}
         except MedplanError:
-            cases = ()
+            logging.getLogger(__name__).debug("The dataset of %s is not here.", input)
+        known |= _predicted_from(input)
     return write_previews(
         found,
         output or input / "report.html",
-        images={case.id: case.images for case in cases},
+        images=known,
         labels=description.labels,
         title=input.resolve().name,
     )
+
+
+def _predicted_from(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """Return, by case, the images that 'predict' noted beside its label maps and that are still there."""
+    noted = {
+        path.stem: tuple(map(Path, json.loads(path.read_text()).get("images", ())))
+        for path in (folder / ".medplan").glob("*.json")
+    }
+    return {case: paths for case, paths in noted.items() if paths and all(path.exists() for path in paths)}
 
 
 def _images(folder: Path, summary: "Summary", num_channels: int) -> dict[str, tuple[Path, ...]]:

@@ -111,7 +111,8 @@ def _shown(case: _Case, images: tuple[Path, ...], labels: LabelSpace) -> str:
     rank = '<span class="rank">look here</span>' if case.remarks else ""
     top = f'<div class="top">{rank}<b>{escape(case.id)}</b><span class="scores">{escape(words)}</span></div>'
     if not images:
-        return f'<article class="case">{top}<p>Its image was not found; name its folder.</p></article>'
+        missing = "<p>Its image was not found; name the folder of the images with --images.</p>"
+        return f'<article class="case">{top}{missing}</article>'
     try:
         content = overlay(images, case.path, None, keys=class_keys(labels))
     except DataError as error:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from medplan.data.dataset import RawCase, find_inputs
-from medplan.data.images import ending_of, label_file, read_image, write_label
+from medplan.data.images import ending_of, label_file, read_image, read_label, write_label
 from medplan.errors import DataError, MedplanError, PlanError, UsageError, did_you_mean
 from medplan.machine import tune_allocator
 from medplan.method import Method
@@ -32,6 +32,7 @@ from medplan.records import encode, read_json, write_json
 __all__ = ["predict"]
 
 RECORDS = ".medplan"
+CHANGED = "changed"
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 logger = logging.getLogger(__name__)
@@ -39,10 +40,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What an output was made from, and the sha256 of every file of it, by name."""
+    """What an output was made from, the sha256 of every file of it, by name, and where its images lay."""
 
     made_from: str
     files: dict[str, str]
+    images: tuple[str, ...] = ()
 
 
 def predict(
@@ -142,6 +144,7 @@ class _Job:
 
     def predict(self, case: RawCase, waiting: "_Waiting") -> Path:
         """Predict a case and write its files, its record last."""
+        self._keep_changed(case)
         scratch = self.output / f".{case.id}.{os.getpid()}.tmp.npy" if self.probabilities else None
         masks: dict[str, npt.NDArray[np.integer[Any]]] | None = {} if self.separate_tasks else None
         files = []
@@ -164,7 +167,8 @@ class _Job:
         if self.extras:
             files += write_extras(self.model, waiting.prepared, path)
         digests = {file.name: _sha256([file]) for file in files}
-        write_json(Record(made_from=waiting.made_from, files=digests), self._record(case))
+        images = tuple(str(image.resolve()) for image in case.images)
+        write_json(Record(made_from=waiting.made_from, files=digests, images=images), self._record(case))
         return path
 
     def path(self, case: RawCase) -> Path:
@@ -194,6 +198,23 @@ class _Job:
         ]
         facts.append(_sha256(case.images))
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def _keep_changed(self, case: RawCase) -> None:
+        """Move a label map aside that was changed since it was predicted: corrections are hours of work."""
+        path = self.path(case)
+        try:
+            digest = read_json(Record, self._record(case)).files.get(path.name)
+            is_changed = path.is_file() and _sha256([path]) != digest
+            if is_changed:
+                read_label(path)
+        except (PlanError, DataError):  # never finished, or damaged
+            return
+        if is_changed:
+            kept = self.output / CHANGED / path.name
+            kept.parent.mkdir(exist_ok=True)
+            path.replace(kept)
+            logger.warning("%s was changed since it was predicted; it is kept as %s.", path, kept)
+        self._record(case).unlink()
 
     def _finished(self, case: RawCase, made_from: str) -> Path | None:
         try:

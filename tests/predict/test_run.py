@@ -12,7 +12,7 @@ import pytest
 
 from medplan import registry
 from medplan.data.dataset import open_dataset
-from medplan.data.images import read_geometry, read_label
+from medplan.data.images import read_geometry, read_label, write_label
 from medplan.errors import DataError, UsageError
 from medplan.plan.schema import Grid
 from medplan.predict.model import Model, Options
@@ -125,6 +125,26 @@ def test_complete_outputs_are_kept_and_others_are_made_again(
     predict(inputs, out, model)
     predict(inputs, out, model)
     assert len(predicted) == 6
+
+
+def test_corrections_are_moved_aside_when_a_case_is_predicted_again(
+    model: Model, inputs: Path, tmp_path: Path
+) -> None:
+    (path, *_) = predict(inputs, tmp_path / "out", model)
+    label, geometry = read_label(path)
+    corrected = np.where(label == 4, 0, label)
+    write_label(path, corrected, geometry)
+    predict(inputs, tmp_path / "out", model)
+    assert (read_label(path)[0] == label).all()
+    assert (read_label(tmp_path / "out" / "changed" / path.name)[0] == corrected).all()
+    predict(inputs, tmp_path / "out", model, options=Options(classes=("liver",)))
+    assert [kept.name for kept in (tmp_path / "out" / "changed").iterdir()] == [path.name]
+
+
+def test_the_record_of_a_label_map_names_its_images(model: Model, inputs: Path, tmp_path: Path) -> None:
+    predict(inputs, tmp_path / "out", model)
+    record = json.loads((tmp_path / "out" / ".medplan" / "case0.json").read_text())
+    assert record["images"] == [str((inputs / "case0_0000.nii.gz").resolve())]
 
 
 def test_one_bad_file_does_not_stop_the_others(model: Model, inputs: Path, tmp_path: Path) -> None:
