@@ -141,8 +141,9 @@ def build_parser() -> argparse.ArgumentParser:
     verb("methods", "planning", "List the methods.")
 
     train = verb(
-        "train", "training", "Train a method.", flags.dataset, flags.workers, flags.device, flags.workspace
-    )
+        "train", "training", "Train a method.",
+        flags.dataset, flags.workers, flags.device, flags.precision, flags.workspace,
+    )  # fmt: skip
     train.add_argument("-m", "--method", help="method (default: the recommended one)")
     train.add_argument(
         "-f", "--fold", default="0", help="number, or 'all' to learn from every labelled case (default 0)"
@@ -165,7 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="also log there",
     )
 
-    predict = verb("predict", "prediction", "Segment images.", flags.device, flags.workspace)
+    predict = verb("predict", "prediction", "Segment images.", flags.device, flags.precision, flags.workspace)
     predict.add_argument(
         "-i", "--input", type=Path, required=True, help="image, folder of images or DICOM folder"
     )

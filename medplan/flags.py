@@ -17,6 +17,7 @@ __all__ = [
     "model",
     "numbers",
     "planning",
+    "precision",
     "workers",
     "workspace",
 ]
@@ -73,6 +74,16 @@ def workers(parser: argparse.ArgumentParser) -> None:
 def device(parser: argparse.ArgumentParser) -> None:
     """Add the device."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default auto)")
+
+
+def precision(parser: argparse.ArgumentParser) -> None:
+    """Add the numbers that networks compute in."""
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "bf16", "fp16", "fp32"],
+        default="auto",
+        help="what networks compute in (default auto: the fastest that the device has)",
+    )
 
 
 def model(parser: argparse.ArgumentParser) -> None:

@@ -236,10 +236,13 @@ class Update(Protocol):
     def minimise(self, loss: Tensor, name: str = "main", *, keep_graph: bool = False) -> None:
         """Take one step down `loss`: ``apply(gradients(loss, name), name)``."""
 
-    def gradients(self, loss: Tensor, name: str = "main", *, keep_graph: bool = False) -> list[Tensor]:
+    def gradients(
+        self, loss: Tensor, name: str = "main", *, keep_graph: bool = False, inputs: Sequence[Tensor] = ()
+    ) -> list[Tensor]:
         """Return d loss / d parameter, averaged over ranks, in the order of the optimiser's parameters.
 
-        A parameter that the loss does not depend on has a zero gradient.
+        Behind them come d loss / d input, which are those of this rank. What the loss does not depend on has
+        a zero gradient.
         """
 
     def apply(self, gradients: Sequence[Tensor], name: str = "main") -> None:

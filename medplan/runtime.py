@@ -16,9 +16,12 @@ from torch.overrides import TorchFunctionMode
 from medplan.errors import UsageError, did_you_mean
 from medplan.machine import cores, cpu_has_bf16
 
-__all__ = ["Runtime", "device_memory"]
+__all__ = ["Precision", "Runtime", "device_memory"]
+
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 _BUCKET_BYTES = 64 * 2**20
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,20 +32,21 @@ class Runtime:
         device: of all tensors.
         rank: number of this process, from 0.
         world: number of processes that train together.
-        precision: ``bf16`` runs convolutions and matrix products in bfloat16; parameters stay float32.
+        precision: ``bf16`` runs convolutions and matrix products in bfloat16, ``fp16`` in float16, for which
+            `medplan.train.update` scales losses; parameters stay float32.
     """
 
     device: torch.device
     rank: int = 0
     world: int = 1
-    precision: Literal["bf16", "fp32"] = "fp32"
+    precision: Literal["bf16", "fp16", "fp32"] = "fp32"
 
     @classmethod
     def choose(
         cls,
         device: str = "auto",
         *,
-        precision: Literal["auto", "bf16", "fp32"] = "auto",
+        precision: Precision = "auto",
         joins: bool = False,
     ) -> "Runtime":
         """Pick a device.
@@ -50,7 +54,8 @@ class Runtime:
         Args:
             device: ``auto`` (CUDA, else Apple's GPU, else CPU), ``cpu``, ``cuda``, ``cuda:<n>`` or ``mps``.
                 Under `torchrun`, ``auto`` and ``cuda`` give each process of a machine its own GPU.
-            precision: ``auto`` takes bf16 where the hardware computes in it (never fp16).
+            precision: ``auto`` takes bf16 where the hardware computes in it, else fp16 where it has units for
+                that, else fp32.
             joins: train together with the other processes that `torchrun` started; else compute alone.
 
         Raises: UsageError if there is no such device.
@@ -72,7 +77,7 @@ class Runtime:
                 device_id=chosen if on_gpu else None,
             )
         if precision == "auto":
-            precision = "bf16" if _computes_bf16(chosen) else "fp32"
+            precision = _fastest(chosen)
         return cls(device=chosen, rank=rank, world=world, precision=precision)
 
     @property
@@ -84,8 +89,8 @@ class Runtime:
         if self.precision == "fp32":
             return contextlib.nullcontext()
         if self.device.type == "cpu":
-            return _autocast_on_cpu()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+            return _autocast_on_cpu(_TYPES[self.precision])
+        return torch.autocast(self.device.type, dtype=_TYPES[self.precision])
 
     def without_autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context for what must keep the precision of its inputs, the backward pass among them."""
@@ -225,15 +230,21 @@ class _FlatVolumesInFloat32(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def _autocast_on_cpu() -> Iterator[None]:
-    with torch.autocast("cpu", dtype=torch.bfloat16), _FlatVolumesInFloat32():
+def _autocast_on_cpu(kind: torch.dtype) -> Iterator[None]:
+    with torch.autocast("cpu", dtype=kind), _FlatVolumesInFloat32():
         yield
 
 
-def _computes_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and cpu_has_bf16()
+def _fastest(device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
+    if device.type != "cuda":
+        return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
+    # Not what torch says is supported: older cards compute bfloat16 by emulation, which is slow.
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= (8, 0):
+        return "bf16"
+    # GTX 16 has no tensor cores, and its convolutions in float16 answer NaN (pytorch/pytorch issue 58123).
+    has_fp16 = capability >= (7, 0) and "GTX 16" not in torch.cuda.get_device_name(device)
+    return "fp16" if has_fp16 else "fp32"
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

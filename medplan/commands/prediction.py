@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from medplan.commands.trained import Trained
 from medplan.errors import UsageError
 from medplan.workspace import Workspace
+
+if TYPE_CHECKING:
+    from medplan.runtime import Precision
 
 __all__ = ["export", "install", "predict"]
 
@@ -32,6 +35,7 @@ def predict(
     modality: str | None,
     anywhere: bool,
     device: str,
+    precision: "Precision",
     workspace: Path | None,
 ) -> None:
     """Segment images."""
@@ -48,6 +52,7 @@ def predict(
         folds=trained.fold_numbers,
         checkpoint=trained.checkpoint,
         device=device,
+        precision=precision,
         dataset=dataset_labels,
         classes=tasks,
     )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from medplan.method import Method
     from medplan.plan.overrides import Overrides
     from medplan.plan.schema import Fold, Plan
-    from medplan.runtime import Runtime
+    from medplan.runtime import Precision, Runtime
     from medplan.samples.cases import CaseStore
 
 __all__ = ["train"]
@@ -33,6 +33,7 @@ def train(
     track: Sequence[str],
     workers: int | None,
     device: str,
+    precision: "Precision",
     workspace: Path | None,
 ) -> None:
     """Train a method, or go on where the run stopped, and evaluate it on the validation cases."""
@@ -46,7 +47,7 @@ def train(
     if minutes is not None and (minutes <= 0 or overrides.iterations is not None):
         raise UsageError("--minutes should be a positive number, and given without --iters.")
     space = Workspace.open(workspace)
-    runtime = Runtime.choose(device, joins=True)
+    runtime = Runtime.choose(device, precision=precision, joins=True)
     plan = _with_numbers(_find_plan(space, dataset, method, start_from), overrides)
     chosen = read_fold(fold)
     folder = space.run_folder(plan.name, plan.method, run) / f"fold_{chosen}"
@@ -63,7 +64,8 @@ def train(
     if runtime.is_main:
         keep_for_prediction(store, cases, folder)
         _tell_of_new_cases(space, plan)
-        print(f"{'Resuming' if resume else 'Training'} {plan.method} on {plan.name}: {folder}", flush=True)
+        verb = "Resuming" if resume else "Training"
+        print(f"{verb} {plan.method} on {plan.name}, {runtime.describe()}: {folder}", flush=True)
     run_loop(
         trained,
         plan,

@@ -86,9 +86,10 @@ def balanced_cross_entropy(logs_BKZYX: Tensor, target_BKZYX: Tensor) -> Tensor:
         logs_BKZYX: logarithms of probabilities.
         target_BKZYX: memberships in [0, 1], or bool.
     """
-    target = target_BKZYX.to(logs_BKZYX.dtype)
+    logs = logs_BKZYX.to(torch.promote_types(logs_BKZYX.dtype, torch.float32))
+    target = target_BKZYX.to(logs.dtype)
     voxels_K = target.sum(dim=(0, 2, 3, 4))
-    logs_K = (target * logs_BKZYX).sum(dim=(0, 2, 3, 4)) / voxels_K.clamp_min(1)
+    logs_K = (target * logs).sum(dim=(0, 2, 3, 4)) / voxels_K.clamp_min(1)
     return -logs_K.sum() / (voxels_K > 0).sum().clamp_min(1)
 
 

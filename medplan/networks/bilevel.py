@@ -12,7 +12,7 @@ from torch import Tensor
 
 from medplan.learning.registration import agreement
 from medplan.method import Update
-from medplan.networks.hypergradient import differentiate, hypergradient_factor
+from medplan.networks.hypergradient import hypergradient_factor
 from medplan.networks.joint import Maps
 from medplan.networks.pairing import Pair, Pairing
 from medplan.networks.warp import warp
@@ -57,16 +57,16 @@ def step_registration(
     """
     segmentation = pairing.network.segmentation
     segmentation.eval()
-    parameters = list(segmentation.parameters())
     warped = warp(pair.members, pair.to_image)
     label = warped.detach().requires_grad_()
     consistency = agreement(label, pairing.probabilities(pair.image_maps, pair.size))
     share = weights["agreement"]
-    upper, (label_upper,) = differentiate(share * consistency, parameters, [label], update, "seg")
+    *upper, label_upper = update.gradients(share * consistency, "seg", inputs=[label])
     consistency = consistency.detach()
     taught = agreement(pairing.probabilities(maps, pair.size), label)
     inputs = [label, leaf] if leaf.requires_grad else [label]
-    lower, (label_lower, *image_lower) = differentiate(taught, parameters, inputs, update, "seg")
+    found = update.gradients(taught, "seg", inputs=inputs)
+    lower, (label_lower, *image_lower) = found[: len(upper)], found[len(upper) :]
     taught = taught.detach()
     factor = hypergradient_factor(upper, lower, limit=limit)
     terms = pairing.both_ways(pair)

@@ -107,9 +107,10 @@ class Messenger(nn.Module):
         return output
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        scores = query @ key.transpose(-1, -2)
-        if scores.dtype == torch.bfloat16:
-            scores = scores.float()
+        # Summed over all tokens, which float16 would not hold; powers of two round nothing.
+        small = 0.5 ** (query.shape[-1].bit_length() // 2)
+        scores = (query * small) @ (key * small).transpose(-1, -2)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) / small**2
         mean = scores.mean(dim=(-2, -1), keepdim=True)
         variance = scores.var(dim=(-2, -1), correction=0, keepdim=True)
         weights = ((scores - mean) * (variance + 1e-5).rsqrt()).softmax(-1)

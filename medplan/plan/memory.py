@@ -161,10 +161,13 @@ class _Update:
     def minimise(self, loss: Tensor, name: str = "main", *, keep_graph: bool = False) -> None:
         self.apply(self.gradients(loss, name, keep_graph=keep_graph), name)
 
-    def gradients(self, loss: Tensor, name: str = "main", *, keep_graph: bool = False) -> list[Tensor]:
+    def gradients(
+        self, loss: Tensor, name: str = "main", *, keep_graph: bool = False, inputs: Sequence[Tensor] = ()
+    ) -> list[Tensor]:
         self.ledger.note()
         groups = self.optimizers[name].param_groups
-        return [torch.zeros_like(parameter) for group in groups for parameter in group["params"]]
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        return [torch.zeros_like(tensor) for tensor in (*parameters, *inputs)]
 
     def apply(self, gradients: Sequence[Tensor], name: str = "main") -> None:
         return None

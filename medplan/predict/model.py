@@ -39,7 +39,7 @@ from medplan.preprocess.geometry import Restoration
 from medplan.preprocess.prepare import prepare
 from medplan.preprocess.restore import LabelRestorer
 from medplan.progress import track
-from medplan.runtime import Runtime
+from medplan.runtime import Precision, Runtime
 from medplan.samples.cases import Case
 
 __all__ = ["Model", "Options", "Prepared"]
@@ -115,6 +115,7 @@ class Model:
         folds: Sequence[Fold] | None = None,
         checkpoint: Literal["best", "last"] = "best",
         device: str = "auto",
+        precision: Precision = "auto",
         dataset: str | None = None,
         support: Sequence[str] = (),
         classes: Sequence[str] = (),
@@ -124,7 +125,7 @@ class Model:
         Args:
             folds: the folds to average; None takes all that are trained.
             checkpoint: the one that validation picked, or the last.
-            device: ``auto``, ``cpu``, ``cuda``, ``cuda:<n>`` or ``mps``.
+            device, precision: see `Runtime.choose`.
             dataset: which of its datasets' labels to predict, where it learnt several.
             support: ids of the support cases to use, where the method has such; empty for all.
             classes: where no dataset is named, the one that alone has all of these is taken.
@@ -133,13 +134,14 @@ class Model:
             or support case.
         """
         source = Path(path)
+        runtime = Runtime.choose(device, precision=precision)
         if source.is_dir():
-            return cls._load(source, folds, checkpoint, device, dataset, support, classes)
+            return cls._load(source, folds, checkpoint, runtime, dataset, support, classes)
         if not source.is_file() or not zipfile.is_zipfile(source):
             raise CheckpointError(f"'{source}' is neither a run folder nor a zip made by 'medplan export'.")
         with tempfile.TemporaryDirectory(prefix="medplan-") as scratch:
             unpacked = unpack(source, Path(scratch) / "run")
-            return cls._load(unpacked, folds, checkpoint, device, dataset, support, classes)
+            return cls._load(unpacked, folds, checkpoint, runtime, dataset, support, classes)
 
     @classmethod
     def _load(
@@ -147,12 +149,11 @@ class Model:
         run: Path,
         folds: Sequence[Fold] | None,
         checkpoint: Literal["best", "last"],
-        device: str,
+        runtime: Runtime,
         dataset: str | None,
         support: Sequence[str],
         classes: Sequence[str],
     ) -> "Model":
-        runtime = Runtime.choose(device)
         found = find_folds(run, folds=folds, checkpoint=checkpoint)
         digest = hashlib.blake2b(digest_size=16)
         members, plans = [], []

@@ -99,8 +99,7 @@ def predict_case(
         lowest = [(z, y, x) for (_, z), (_, y), (_, x) in batch]
         found: Tensor | None = None
         try:
-            with torch.no_grad(), autocast():
-                found = forward(lowest)
+            found = _in_range(partial(forward, lowest), autocast, torch.device(device), case)
         except torch.OutOfMemoryError:
             if len(batch) == 1 and ring.device.type == "cpu":
                 raise
@@ -264,6 +263,19 @@ def _forward(
                 total += logits
     assert total is not None
     return total
+
+
+def _in_range(forward: Callable[[], Tensor], autocast: Autocast, device: torch.device, case: Case) -> Tensor:
+    """Return what `forward` does, in full precision where float16 does not hold it."""
+    kind = device.type
+    with torch.no_grad(), autocast():
+        found = forward()
+        is_narrow = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    if is_narrow and not bool(found.isfinite().all()):
+        logger.info("Windows of '%s' do not fit into float16; they are predicted in float32.", case.key)
+        with torch.no_grad():
+            found = forward()
+    return found
 
 
 def _add(

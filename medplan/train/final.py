@@ -57,7 +57,13 @@ def evaluate_run(
         for name in checkpoints if chosen else ():
             target = folder / "validation" / name
             target = target / dataset.name if len(plan.learned) > 1 else target
-            model = Model.load(folder, checkpoint=name, device=str(runtime.device), dataset=dataset.name)
+            model = Model.load(
+                folder,
+                checkpoint=name,
+                device=str(runtime.device),
+                precision=runtime.precision,
+                dataset=dataset.name,
+            )
             try:
                 # Before post-processing, which is decided on these.
                 predicted = predict(chosen, target, model, options=Options(postprocessing=False))

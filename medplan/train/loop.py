@@ -116,7 +116,7 @@ def _compile(module: nn.Module) -> None:
 def _train_phase(run: Run, store: CaseStore, *, workers: int, signals: Signals) -> Status | None:
     """Train the current phase from the current step; return why it ended before its time, if it did."""
     runtime, at, phase, training = run.runtime, run.at, run.phase, run.plan.training
-    update = GradientUpdate(run.optimizers, phase=phase, runtime=runtime)
+    update = GradientUpdate(run.optimizers, phase=phase, runtime=runtime, scale=run.scale)
     pace = _Pace(at.total)
     means, display = Means(), Display(run.iterations, first=at.total, shows=runtime.is_main)
     log_every = max(1, min(50, run.iterations // 100))

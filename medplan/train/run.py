@@ -22,6 +22,7 @@ from medplan.records import encode, write_json
 from medplan.runtime import Runtime
 from medplan.train.log import RunLog
 from medplan.train.run_folder import Record, Status, read_record, versions, write_record
+from medplan.train.update import LossScale
 
 __all__ = ["Position", "Run", "Validate"]
 
@@ -61,7 +62,7 @@ class Run:
 
     Attributes:
         at: the position, which the loop advances.
-        optimizers: of the current phase, in the state they are in.
+        optimizers, scale: of the current phase, in the state they are in.
         iterations: steps over all phases, finished ones included.
     """
 
@@ -82,6 +83,7 @@ class Run:
         self.phases = tuple(method.phases())
         self.at = Position()
         self.optimizers: dict[str, Optimizer] = {}
+        self.scale = LossScale()
         self._seconds_before, self._started = 0.0, time.monotonic()
 
     @property
@@ -167,6 +169,7 @@ class Run:
             return
         states = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
         training = {"position": vars(self.at).copy(), "phase": self.phase.name, "optimizers": states}
+        training["scale"] = vars(self.scale).copy()
         checkpoint.save_run_state(
             self.folder / "last.pt",
             self.method,
@@ -248,12 +251,13 @@ class Run:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 # The base rate, which the schedule multiplies; the state holds the rate of the last step.
                 group["lr"] = rate
+        self.scale = LossScale(**saved.get("scale", {}))
         record = read_record(self.folder)
         self._seconds_before = record.seconds if record else 0.0
 
     def _enter_phase(self, number: int) -> None:
         self.at.phase, self.at.step = number, 0
-        self.optimizers = self.method.begin(self.phase.name)
+        self.optimizers, self.scale = self.method.begin(self.phase.name), LossScale()
 
     def _share_everything(self) -> None:
         if self.runtime.world > 1:

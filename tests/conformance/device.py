@@ -260,11 +260,15 @@ def _compute(func: Any, args: Any, kwargs: Any) -> Any:
     try:
         return func(*args, **kwargs)
     except RuntimeError as error:
-        if "not implemented for 'BFloat16'" not in str(error):
+        if "half to float conversion" in str(error):
+            return func(args[0].float(), args[1], False)
+        low = {"'BFloat16'": torch.bfloat16, "'Half'": torch.float16}
+        kind = next((low[name] for name in low if f"not implemented for {name}" in str(error)), None)
+        if kind is None:
             raise
-    # CUDA has all that we use in bfloat16, the CPU has not.
-    args = _each(lambda x: _retyped(x, torch.bfloat16, torch.float32), args)
-    return _each(lambda x: _retyped(x, torch.float32, torch.bfloat16), func(*args, **kwargs))
+    # CUDA has all that we use in lower precision, the CPU has not.
+    args = _each(lambda x: _retyped(x, kind, torch.float32), args)
+    return _each(lambda x: _retyped(x, torch.float32, kind), func(*args, **kwargs))
 
 
 def _retyped(value: Any, old: torch.dtype, new: torch.dtype) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -109,13 +109,16 @@ def test_other_settings_do_not_make_the_host_wait_either(setting: str, tmp_path:
         assert_waits_once_per_update()
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow) if name == "imedsam" else name for name in registry.names()],
 )
-def test_training_follows_the_rules_of_precision_of_the_device(name: str, tmp_path: Path) -> None:
+def test_training_follows_the_rules_of_precision_of_the_device(
+    name: str, precision: Literal["bf16", "fp16"], tmp_path: Path
+) -> None:
     with emulated(autocast=True):
-        method = train_there(name, tmp_path, Runtime(device=DEVICE, precision="bf16"))
+        method = train_there(name, tmp_path, Runtime(device=DEVICE, precision=precision))
         assert all(isinstance(p, Far) and p.dtype == torch.float32 for p in method.parameters())
 
 

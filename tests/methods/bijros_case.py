@@ -1,5 +1,6 @@
 """What the conformance suite should know of Bi-JROS, and a small one for its own tests."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -77,9 +78,11 @@ class Recorder:
         self.seen["lower" if name == "seg" else name] = gradients
         self.apply(gradients, name)
 
-    def gradients(self, loss: Tensor, name: str = "main", *, keep_graph: bool = False) -> list[Tensor]:
-        gradients = self._take(loss, name)
-        self.seen["gs" if "gr" in self.seen else "gr"] = gradients
+    def gradients(
+        self, loss: Tensor, name: str = "main", *, keep_graph: bool = False, inputs: Sequence[Tensor] = ()
+    ) -> list[Tensor]:
+        gradients = self._take(loss, name, inputs)
+        self.seen["gs" if "gr" in self.seen else "gr"] = gradients[: len(self._parameters(name))]
         return gradients
 
     def apply(self, gradients: list[Tensor], name: str = "main") -> None:
@@ -88,8 +91,8 @@ class Recorder:
                 parameter.grad = gradient
             self.optimizers[name].step()
 
-    def _take(self, loss: Tensor, name: str) -> list[Tensor]:
-        parameters = self._parameters(name)
+    def _take(self, loss: Tensor, name: str, inputs: Sequence[Tensor] = ()) -> list[Tensor]:
+        parameters = [*self._parameters(name), *inputs]
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
 

@@ -165,3 +165,14 @@ def test_choices_that_do_not_fit_are_refused(encoder, dims, kind, message):
         exchange_network(
             encoder, PYRAMID, dims, num_channels=1, num_outputs=2, exchange=Exchange(messenger=kind)
         )
+
+
+@torch.no_grad()
+def test_sums_over_many_tokens_fit_into_float16():
+    messenger, features = Messenger(6).eval(), torch.randn(4, 6, 64, 64)
+    messenger.labelled.query.weight.mul_(30)
+    messenger.labelled.key.weight.mul_(30)
+    exact = messenger(features, 2)
+    with torch.autocast("cpu", dtype=torch.float16):
+        found = messenger(features, 2).float()
+    torch.testing.assert_close(found, exact, atol=0.02, rtol=0.02)

@@ -17,6 +17,7 @@ from medplan.predict.sliding_window import (
     predict_case,
     predict_classes,
 )
+from medplan.runtime import Runtime
 from medplan.samples.cases import Case
 from tests.conformance.device import Far, emulated
 
@@ -335,3 +336,22 @@ def test_slabs_computed_ahead_are_the_same_and_errors_come_through() -> None:
 
     with pytest.raises(ValueError, match="broken"):
         list(ahead(broken()))
+
+
+@pytest.mark.parametrize("large", [1.0, 1e6])
+def test_windows_that_float16_does_not_hold_are_predicted_in_float32(
+    make_case: MakeCase, large: float
+) -> None:
+    case = make_case((6, 9, 8))
+    weight = torch.full((len(case.pixels), 1, 1, 1, 1), large)
+    kinds = []
+
+    def predictor(patches: Tensor, corners: Corners, flipped: Sequence[int] = ()) -> Tensor:
+        answer = torch.conv3d(patches, weight, groups=len(weight))
+        kinds.append(answer.dtype)
+        return answer.float() / large
+
+    runtime = Runtime(device=torch.device("cpu"), precision="fp16")
+    found = whole(predictor, case, patch_size=(4, 4, 4), num_outputs=len(weight), autocast=runtime.autocast)
+    assert np.allclose(found, case.pixels, atol=1e-2)
+    assert kinds[-1] == (torch.float16 if large == 1 else torch.float32)

@@ -19,13 +19,14 @@ def test_a_missing_gpu_says_why_and_what_to_do() -> None:
     assert Runtime.choose("auto").device.type in ("cpu", "mps")
 
 
-def test_autocast_computes_in_bf16_where_asked_and_never_in_fp16() -> None:
+def test_autocast_computes_in_what_is_asked_for() -> None:
     layer, image = torch.nn.Linear(4, 4), torch.ones(1, 4)
-    runtime = Runtime.choose("cpu", precision="bf16")
-    with runtime.autocast():
-        assert layer(image).dtype == torch.bfloat16
-        with runtime.without_autocast():
-            assert layer(image).dtype == torch.float32
+    for name, kind in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        runtime = Runtime.choose("cpu", precision=name)  # type: ignore[arg-type]
+        with runtime.autocast():
+            assert layer(image).dtype == kind
+            with runtime.without_autocast():
+                assert layer(image).dtype == torch.float32
     with Runtime.choose("cpu", precision="fp32").autocast():
         assert layer(image).dtype == torch.float32
 
@@ -69,14 +70,34 @@ def test_volumes_two_voxels_deep_have_exact_gradients_on_the_cpu() -> None:
 def test_a_gpu_is_set_up_for_patches_of_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[torch.device] = []
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
-    for name, answer in (("is_available", True), ("device_count", 2), ("get_device_capability", (7, 5))):
+    for name, answer in (("is_available", True), ("device_count", 2), ("get_device_capability", (9, 0))):
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    runtime = Runtime.choose("cuda:1")
+    Runtime.choose("cuda:1")
     assert chosen == [torch.device("cuda", 1)] and torch.backends.cudnn.benchmark
-    assert runtime.precision == "fp32", "a GPU without bfloat16 computes in float32, never in float16"
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    assert Runtime.choose("auto").precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "expected"),
+    [
+        ("NVIDIA A100-SXM4-40GB", (8, 0), "bf16"),
+        ("NVIDIA GeForce RTX 4090", (8, 9), "bf16"),
+        ("Tesla T4", (7, 5), "fp16"),
+        ("NVIDIA GeForce RTX 2080 Ti", (7, 5), "fp16"),
+        ("Tesla V100-SXM2-16GB", (7, 0), "fp16"),
+        ("NVIDIA GeForce GTX 1660 Ti", (7, 5), "fp32"),
+        ("Tesla P100-PCIE-16GB", (6, 0), "fp32"),
+    ],
+)
+def test_a_gpu_computes_in_what_it_has_units_for(
+    name: str, capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with emulated():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: name)
+        assert Runtime.choose("cuda").precision == expected
+        assert Runtime.choose("cuda", precision="fp32").precision == "fp32"
+        assert f"({name}), {expected}" in Runtime.choose("auto").describe()
 
 
 def test_messages_say_what_memory_there_is_and_what_others_hold(monkeypatch: pytest.MonkeyPatch) -> None:

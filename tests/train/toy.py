@@ -142,6 +142,18 @@ class Steady(Toy):
     has_dropout = False
 
 
+class Overflow(torch.autograd.Function):
+    """Does nothing on the way there; sends back what float16 cannot hold."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return (gradients[0] * 1e30).half().float()
+
+
 def build(plan: Plan, kind: type[Method] = Toy) -> Method:
     torch.manual_seed(0)
     return kind(plan)
