@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medplan.data.images import Geometry, read_image, read_label
+from medplan.data.geometry import Geometry, canonical_axes, canonical_geometry, to_canonical
+from medplan.data.images import read_image, read_label
 from medplan.errors import DataError
 
 __all__ = ["CLASS_COLOURS", "PREDICTION_COLOUR", "REFERENCE_COLOUR", "overlay", "radiological"]
@@ -95,17 +96,9 @@ def radiological(array: Array, geometry: Geometry) -> tuple[Array, tuple[float, 
 
     Oblique axes take the nearest direction. Returns the turned view, and its spacing.
     """
-    left = np.abs(np.asarray(geometry.direction, dtype=np.float64).reshape(3, 3))
-    matrix = np.asarray(geometry.direction).reshape(3, 3)
-    axis_of, flip = [0, 0, 0], [False, False, False]
-    for _ in range(3):
-        world, index = (int(i) for i in np.unravel_index(np.argmax(left), left.shape))
-        axis_of[world], flip[world] = 2 - index, bool(matrix[world, index] < 0)
-        left[world], left[:, index] = -1, -1
-    order = (axis_of[2], axis_of[1], axis_of[0])
-    turned = array.transpose(order)[tuple(slice(None, None, -1 if flip[w] else 1) for w in (2, 1, 0))]
-    spacing = geometry.spacing_mm or (1.0, 1.0, 1.0)
-    return turned, (spacing[order[0]], spacing[order[1]], spacing[order[2]])
+    axes, flipped = canonical_axes(geometry, "LPS")
+    spacing = canonical_geometry(geometry, axes=axes, flipped=flipped).spacing_mm
+    return to_canonical(array, axes=axes, flipped=flipped), spacing or (1.0, 1.0, 1.0)
 
 
 def _views(

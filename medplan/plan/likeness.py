@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from medplan.data.images import Geometry
+from medplan.data.geometry import Geometry, canonical_axes, to_canonical
 
 __all__ = ["SIDE", "Thumbnail", "likeness", "thumbnail"]
 
@@ -56,7 +56,9 @@ def thumbnail(
     numbers = np.ravel_multi_index(tuple(cells[inside].T), (SIDE,) * 3)
     total = np.bincount(numbers, weights=values.ravel()[inside], minlength=SIDE**3)
     count = np.bincount(numbers, minlength=SIDE**3)
-    return _canonical((total / np.maximum(count, 1)).reshape((SIDE,) * 3), geometry).astype(np.float16)
+    order, flipped = canonical_axes(geometry, "RAS")
+    means = (total / np.maximum(count, 1)).reshape((SIDE,) * 3).astype(np.float16)
+    return to_canonical(means, axes=order, flipped=flipped)
 
 
 def likeness(thumbnails: Sequence[Thumbnail | None]) -> tuple[float | None, ...]:
@@ -73,13 +75,3 @@ def likeness(thumbnails: Sequence[Thumbnail | None]) -> tuple[float | None, ...]
         # Rounded, so that the same images in another order give the same fingerprint.
         result[index] = round(mean, 6)
     return tuple(result)
-
-
-def _canonical(volume: npt.NDArray[np.float64], geometry: Geometry) -> npt.NDArray[np.float64]:
-    """Turn stored axes z, y, x to head, front and right."""
-    letters = tuple(reversed(geometry.orientation))
-    order = [
-        next(axis for axis, letter in enumerate(letters) if letter in pair) for pair in ("SI", "AP", "RL")
-    ]
-    flipped = tuple(number for number, axis in enumerate(order) if letters[axis] in "IPL")
-    return np.flip(volume.transpose(order), flipped)

@@ -4,24 +4,16 @@ An input is turned to canonical axes (an exchange and reversal of array axes, ne
 to a box and resampled; or, with an atlas, mapped onto the atlas' grid. `Restoration` remembers every step.
 """
 
-from dataclasses import dataclass
-from itertools import permutations
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from medplan.data.images import Geometry
+from medplan.data.geometry import Flips, Geometry, Number, Voxel, canonical_geometry, to_canonical, triple
 from medplan.errors import PlanError
 
-__all__ = ["Alignment", "Restoration", "canonical_axes", "canonical_geometry", "to_canonical"]
-
-Voxel = tuple[int, int, int]
-Flips = tuple[bool, bool, bool]
-Number = TypeVar("Number", bound=np.generic)
-
-# World axis and sign in LPS (SimpleITK's world: x to the left, y to the back, z to the head) of each letter.
-_LETTERS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1), "I": (2, -1)}
+__all__ = ["Alignment", "Restoration", "index_to_world"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,22 +75,12 @@ class Restoration:
             return self.alignment.grid
         canonical = canonical_geometry(self.native, axes=self.axes, flipped=self.flipped)
         if canonical.spacing_mm is None:
-            return Geometry(
-                shape=self.shape,
-                spacing_mm=None,
-                origin_mm=canonical.origin_mm,
-                direction=canonical.direction,
-            )
+            return replace(canonical, shape=self.shape)
         old = np.array(canonical.spacing_mm)
         new = old * self.box_shape / self.shape
         first = np.array(self.lower) * old + (new - old) / 2
         origin = np.array(canonical.origin_mm) + np.reshape(canonical.direction, (3, 3)) @ first[::-1]
-        return Geometry(
-            shape=self.shape,
-            spacing_mm=_three(new),
-            origin_mm=_three(origin),
-            direction=canonical.direction,
-        )
+        return replace(canonical, shape=self.shape, spacing_mm=triple(new), origin_mm=triple(origin))
 
     def forward(self, points: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
         """Map points (n, 3) in voxels (z, y, x) of the input's grid to voxels of the prepared grid."""
@@ -126,73 +108,8 @@ class Restoration:
         return np.where(self.flipped, last - turned, turned)
 
 
-def canonical_axes(
-    geometry: Geometry, orientation: str | None, *, keeps_oblique: bool = False
-) -> tuple[Voxel, Flips]:
-    """Return the exchange and reversal of array axes that brings a grid nearest to an orientation.
-
-    Args:
-        orientation: nibabel axis codes of increasing x, y, z, such as 'RAS'; None keeps the array, and so do
-            pictures.
-        keeps_oblique: as in `Grid`.
-
-    An oblique grid keeps the rest of its rotation: its voxels are not interpolated.
-    Raises: PlanError if `orientation` is no orientation.
-    """
-    if orientation is None or geometry.spacing_mm is None or (keeps_oblique and geometry.is_oblique):
-        return (0, 1, 2), (False, False, False)
-    if sorted(_LETTERS.get(letter, (9, 0))[0] for letter in orientation) != [0, 1, 2]:
-        raise PlanError(
-            f"'{orientation}' is no orientation; use one letter of each pair R/L, A/P and S/I, as in 'RAS'."
-        )
-    direction = np.reshape(geometry.direction, (3, 3))
-    world = [_LETTERS[letter] for letter in orientation]
-    nearest = max(
-        permutations(range(3)),
-        key=lambda order: sum(
-            abs(direction[axis, column]) for (axis, _), column in zip(world, order, strict=True)
-        ),
-    )
-    flips = [direction[axis, column] * sign < 0 for (axis, sign), column in zip(world, nearest, strict=True)]
-    x, y, z = (2 - column for column in nearest)
-    return (z, y, x), (bool(flips[2]), bool(flips[1]), bool(flips[0]))
-
-
-def to_canonical(array: npt.NDArray[Number], *, axes: Voxel, flipped: Flips) -> npt.NDArray[Number]:
-    """View the last three axes of an array in another order and direction."""
-    leading = array.ndim - 3
-    turned = array.transpose(*range(leading), *(leading + axis for axis in axes))
-    index: tuple[Any, ...] = (..., *(slice(None, None, -1 if flip else 1) for flip in flipped))
-    view: npt.NDArray[Number] = turned[index]
-    return view
-
-
-def canonical_geometry(geometry: Geometry, *, axes: Voxel, flipped: Flips) -> Geometry:
-    """Return where the array that `to_canonical` shows lies in the world: every voxel stays where it was."""
-    direction = np.reshape(geometry.direction, (3, 3))
-    spacing = np.array(geometry.spacing_mm or (1.0, 1.0, 1.0))
-    columns, origin = [], np.array(geometry.origin_mm)
-    for axis, flip in zip(axes, flipped, strict=True):
-        column = direction[:, 2 - axis]
-        if flip:
-            origin = origin + column * spacing[axis] * (geometry.shape[axis] - 1)
-        columns.append(-column if flip else column)
-    z, y, x = (geometry.shape[axis] for axis in axes)
-    return Geometry(
-        shape=(z, y, x),
-        spacing_mm=None if geometry.spacing_mm is None else _three(spacing[list(axes)]),
-        origin_mm=_three(origin),
-        direction=tuple(float(value) + 0.0 for value in np.stack(columns[::-1], axis=1).ravel()),
-    )
-
-
 def index_to_world(geometry: Geometry) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return (3, 3) and (3,): voxel v (z, y, x) lies at ``matrix v + origin`` (x, y, z in mm, LPS)."""
     spacing = np.array(geometry.spacing_mm or (1.0, 1.0, 1.0))
     matrix = np.reshape(geometry.direction, (3, 3)) * spacing[::-1]
     return matrix[:, ::-1], np.array(geometry.origin_mm)
-
-
-def _three(values: npt.NDArray[np.floating]) -> tuple[float, float, float]:
-    a, b, c = (float(value) + 0.0 for value in values)
-    return a, b, c

@@ -7,12 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 from medplan.data.boxes import value_boxes
-from medplan.data.images import Geometry, Image
+from medplan.data.geometry import Geometry, canonical_axes, canonical_geometry
+from medplan.data.images import Image
 from medplan.errors import DataError, PlanError
 from medplan.plan.schema import DatasetPlan, Grid, Normalisation
 from medplan.preprocess.atlas import Atlas
 from medplan.preprocess.crop import crop_box
-from medplan.preprocess.geometry import Restoration, canonical_axes, canonical_geometry
+from medplan.preprocess.geometry import Restoration
 from medplan.preprocess.normalise import normalise
 from medplan.preprocess.resample import resample_image, resample_label, resampled_shape
 from medplan.randomness import generator

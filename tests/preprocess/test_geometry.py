@@ -3,11 +3,11 @@ import itertools
 import numpy as np
 import pytest
 
-from medplan.data.images import Geometry
+from medplan.data.geometry import Geometry, canonical_axes, canonical_geometry
 from medplan.errors import DataError, PlanError
 from medplan.plan.schema import Grid
 from medplan.preprocess.crop import crop_box
-from medplan.preprocess.geometry import Restoration, canonical_axes, canonical_geometry, index_to_world
+from medplan.preprocess.geometry import Restoration, index_to_world
 from medplan.preprocess.prepare import MAX_LOCATIONS, class_locations, prepare
 from medplan.records import decode, encode
 
@@ -228,3 +228,12 @@ def test_locations_forget_no_slice_of_a_class():
     codes[5:25, 5:35, 5:45] = 1
     codes[29, 0, 0] = 1
     assert np.unique(class_locations(codes, "a/b")[1][:, 0]).tolist() == [*range(5, 25), 29]
+
+
+def test_what_is_turned_to_an_orientation_has_it_however_oblique_it_lies():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+        geometry = Geometry(shape=(2, 3, 4), spacing_mm=(1.0, 2.0, 3.0), direction=tuple(rotation.ravel()))
+        axes, flipped = canonical_axes(geometry, "LPS")
+        assert canonical_geometry(geometry, axes=axes, flipped=flipped).orientation == "LPS"
