@@ -90,7 +90,7 @@ class Situation:
     """The facts that decide which method fits, and how it is set up; made from fingerprints, before any
     plan.
 
-    `encoder_weights` is the weight file that the user named; `without_weights` says that the user asked for
+    `encoder` and `encoder_weights` are what the user named; `without_weights` says that the user asked for
     random weights. `memory_bytes` is what a training step may take, None where that is not yet known. `like`
     is the plan of the run that training will start from; `datasets` are the names.
     """
@@ -105,6 +105,7 @@ class Situation:
     spacing_mm: tuple[float, float, float] | None
     median_shape: tuple[int, int, int]
     has_novel_classes: bool = False
+    encoder: str | None = None
     encoder_weights: str | None = None
     without_weights: bool = False
     memory_bytes: int | None = None

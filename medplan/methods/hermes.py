@@ -15,8 +15,8 @@ at each other (`medplan.networks.prior_attention`), and the task tokens become c
 | 10 tokens per modality                     | `modality_tokens`                                           |
 | literal lists of tasks and modalities      | `tasks`, `modalities`: kept in the plan, by name            |
 | weight per image                           | `DatasetPlan.share`                                         |
-| LAMB, lr 2e-3, weight decay 1e-5           | `training.lr`, `training.weight_decay`, `eps`               |
-| warm-up of 5 of 200 epochs                 | `warmup`                                                    |
+| LAMB, lr 2e-3, weight decay 1e-5; M: 5e-2  | `training.lr`, `training.weight_decay`, `eps`               |
+| warm-up of 5 of 200 epochs; M: none        | `warmup`                                                    |
 | EMA 0.99                                   | `ema`                                                       |
 | modality loss x 0.01                       | `modality_weight`                                           |
 
@@ -25,11 +25,11 @@ so that a voxel belongs to its most probable task, if that is more probable than
 its region, and `LabelSpace.region_order` says which is painted over which.
 
 Differs: empty task slots are masked in attention; a task absent from a patch has no Tversky loss, which added
-a constant; the loss is divided by the expected number of tasks, a constant, not by that of the batch; a
-share of the images is shown as of unknown modality (the loss still asks for it); the schedule falls with
-every step rather than every epoch; a third of the patches is centred on foreground; in steps of one patch
-the padding around small images is cut off; spatial augmentation is that of every method here; inputs are
-normalised as the plan says. ``compat`` brings back the first four.
+a constant; the loss is divided by the expected number of tasks, a constant, not by that of the batch; a share
+of the images is shown as of unknown modality (the loss still asks for it); the warm-up is twice as long; the
+schedule falls with every step rather than every epoch; a third of the patches is centred on foreground; in
+steps of one patch the padding around small images is cut off; spatial augmentation is that of every method
+here; inputs are normalised as the plan says. ``compat`` brings back the first four.
 """
 
 import logging
@@ -166,8 +166,10 @@ class Hermes(Method):
         # Published weights have the published sizes.
         has_sizes = situation.like is not None or situation.encoder_weights is not None
         is_small = (situation.memory_bytes or 2**40) < 2**32 and not has_sizes
+        is_m = situation.encoder == "medformer"
         config: Mapping[str, Any] = SMALL if is_small else {}
-        reasons = {"iterations": "200 epochs of 400 steps, as released"}
+        reasons = {"iterations": "200 epochs of 400 steps, as released", "lr": "as released"}
+        reasons["weight_decay"] = f"as released for Hermes-{'M' if is_m else 'R'}"
         if several:
             reasons["grid.spacing_mm"] = "1.5 mm for all datasets, as released"
             reasons["batch_size"] = "a step should see several datasets; released: 16 on 8 GPUs"
@@ -190,7 +192,7 @@ class Hermes(Method):
             else "made for several datasets; with one it is a U-Net with learned classifiers",
             iterations=80_000,
             lr=2e-3,
-            weight_decay=1e-5,
+            weight_decay=5e-2 if is_m else 1e-5,
             batch_size=1 if is_small else 4 if several else None,
             patch_size=PATCH_OF_SMALL if is_small and several else None,
             spacing_mm=(1.5, 1.5, 1.5) if several else None,
@@ -203,7 +205,7 @@ class Hermes(Method):
         """Give every task and modality its number."""
         config = _with_names(decode(Config, plan.config, where=f"plan '{plan.name}' config"), plan)
         reasons = {
-            "config.tasks": f"{len(config.tasks)} classes of {len(plan.datasets)} datasets, numbered once",
+            "config.tasks": f"{len(config.tasks)} classes in all, numbered once",
             "config.modalities": "from the names of channels and domains; others count as unknown",
         }
         return replace(plan, config=encode(config), reasons={**plan.reasons, **reasons})

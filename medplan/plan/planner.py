@@ -64,6 +64,7 @@ def situation(fingerprints: Sequence["Fingerprint"], overrides: Overrides | None
         spacing_mm=read.median_spacing_mm(facts),
         median_shape=read.median_shape(read.grid_shapes(facts, Grid(spacing_mm=None, crop="none"))),
         has_novel_classes=bool(overrides.novel or read.novel_classes(facts)),
+        encoder=(overrides.value("encoder", "encoder") or (None,))[0],
         encoder_weights=_weights(overrides),
         without_weights=overrides.value("encoder_weights", "encoder_weights") is not None
         and _weights(overrides) is None,

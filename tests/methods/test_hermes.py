@@ -252,6 +252,8 @@ def test_it_is_proposed_first_for_several_datasets_and_not_for_pictures():
     single = METHOD.propose(Situation(num_datasets=1, is_picture=False, **common))
     assert several.fits and several.score > 70 > single.score
     assert not METHOD.propose(Situation(num_datasets=3, is_picture=True, **common)).fits
+    other = METHOD.propose(Situation(num_datasets=3, is_picture=False, encoder="medformer", **common))
+    assert (several.weight_decay, other.weight_decay) == (1e-5, 5e-2), "as released for Hermes-R and M"
 
 
 def test_a_plan_for_transfer_has_the_network_of_the_run_whatever_the_memory():

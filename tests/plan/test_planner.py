@@ -256,6 +256,7 @@ def test_the_situation_counts_what_overrides_leave(fingerprint: Make) -> None:
     assert (everything.num_labelled, everything.num_unlabelled, everything.num_classes) == (10, 5, 3)
     assert everything.domains == ("A", "B")
     assert everything.has_novel_classes
+    assert everything.encoder is None and situation([facts], Overrides(encoder="unet")).encoder == "unet"
     few = situation([facts], Overrides(labelled="1"))
     assert (few.num_labelled, few.num_unlabelled) == (1, 12)
 
