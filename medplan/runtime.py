@@ -5,7 +5,7 @@ import datetime
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -21,6 +21,7 @@ __all__ = ["Precision", "Runtime", "device_memory"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 _BUCKET_BYTES = 64 * 2**20
+_PRECISIONS: tuple[Literal["bf16", "fp16", "fp32"], ...] = ("bf16", "fp16", "fp32")
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -78,7 +79,9 @@ class Runtime:
             )
         if precision == "auto":
             precision = _fastest(chosen)
-        return cls(device=chosen, rank=rank, world=world, precision=precision)
+        alone = cls(device=chosen, rank=rank, world=world, precision=precision)
+        # GPUs of several kinds compute in what all of them have.
+        return replace(alone, precision=_PRECISIONS[alone.any(_PRECISIONS.index(precision))])
 
     @property
     def is_main(self) -> bool:

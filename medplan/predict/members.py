@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medplan.errors import CheckpointError, UsageError, did_you_mean
+from medplan.errors import CheckpointError, MethodError, UsageError, did_you_mean
 from medplan.plan.schema import Plan
 from medplan.runtime import Runtime
 from medplan.samples.cases import Case
@@ -66,4 +66,7 @@ def mean_of(answers: Sequence[Iterator[Tensor]], runtime: Runtime) -> Iterator[T
             slabs = [slab for slab in (next(answer, None) for answer in answers) if slab is not None]
         if not slabs:
             return
-        yield slabs[0] if len(slabs) == 1 else torch.stack(slabs).mean(0)
+        mean = slabs[0] if len(slabs) == 1 else torch.stack(slabs).mean(0)
+        if runtime.precision == "fp16" and not bool(mean.isfinite().all()):
+            raise MethodError("The answers do not fit into float16; predict with --precision fp32.")
+        yield mean

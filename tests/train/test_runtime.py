@@ -36,6 +36,7 @@ def test_only_who_trains_joins_the_processes_of_torchrun(monkeypatch: pytest.Mon
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr("medplan.runtime.dist.init_process_group", lambda kind, **_: joined.append(kind))
+    monkeypatch.setattr("medplan.runtime.dist.all_reduce", lambda value, op: None)
     alone = Runtime.choose("cpu")
     assert (alone.world, alone.rank, joined) == (1, 0, [])
     together = Runtime.choose("cpu", joins=True)
@@ -43,6 +44,13 @@ def test_only_who_trains_joins_the_processes_of_torchrun(monkeypatch: pytest.Mon
     with emulated():
         Runtime.choose("cuda:0", joins=True)
     assert joined[1:] == ["cpu:gloo,cuda:nccl"]
+
+
+def test_ranks_with_gpus_of_several_kinds_compute_in_what_all_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("medplan.runtime.dist.init_process_group", lambda kind, **_: None)
+    monkeypatch.setattr("medplan.runtime.dist.all_reduce", lambda value, op: value.clamp_(min=1))
+    assert Runtime.choose("cpu", precision="bf16", joins=True).precision == "fp16"
 
 
 def test_alone_everything_is_its_own_average() -> None:
