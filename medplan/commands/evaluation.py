@@ -34,6 +34,7 @@ def evaluate(
 ) -> None:
     """Compare predictions with references."""
     from medplan.evaluate.run import evaluate as score_all
+    from medplan.evaluate.sections import counted
 
     summary = score_all(
         input,
@@ -47,7 +48,7 @@ def evaluate(
     )
     for name, dice in zip(summary.class_names, summary.class_mean("dice"), strict=True):
         print(f"  {name:<24} Dice {dice:.4f}")
-    print(f"Mean foreground Dice {summary.mean():.4f} over {len(summary.cases)} cases")
+    print(f"Mean foreground Dice {summary.mean():.4f} over {counted(len(summary.cases), 'case')}")
     for name, figure in summary.figures().items():
         print(f"  {name.replace('_', ' '):<24} {figure.mean:.4g}")
     if summary.prompts is not None:

@@ -89,6 +89,7 @@ def train(
 
 def _scores(path: Path) -> str:
     """Return the mean Dice of an evaluation in words, with that of each class where they are few."""
+    from medplan.evaluate.sections import counted
     from medplan.evaluate.summary import read_summary
 
     summary = read_summary(path)
@@ -97,7 +98,8 @@ def _scores(path: Path) -> str:
         for name, dice in zip(summary.class_names, summary.class_mean("dice"), strict=True)
     ]
     classes = f" ({', '.join(each)})" if 1 < len(each) <= 6 else ""
-    return f"{path.parent.name}: mean Dice {summary.mean():.3f}{classes} over {len(summary.cases)} cases"
+    cases = counted(len(summary.cases), "case")
+    return f"{path.parent.name}: mean Dice {summary.mean():.3f}{classes} over {cases}"
 
 
 def _tell_of_new_cases(space: Workspace, plan: "Plan") -> None:

@@ -198,6 +198,8 @@ class _Frame:
                 math.log10(m * 10.0**d) for d in decades for m in ((1, 2, 5) if high - low < 3 else (1,))
             ]
             marks = [mark for mark in marks if low <= mark <= high]
+            if len(marks) < 2:  # all within less than an octave or two
+                marks = [math.log10(value) for value in ticks(10**low, 10**high, count=3)]
         else:
             marks = ticks(low, high)
         parts = []

@@ -17,6 +17,7 @@ __all__ = [
     "classes",
     "comparison",
     "conventions",
+    "counted",
     "dice_axis",
     "distributions",
     "figures",
@@ -31,7 +32,7 @@ def lead(summary: Summary) -> str:
     """Return the result in one or two sentences of HTML."""
     overall = summary.interval("dice")
     bounds = f" (95&nbsp;% CI {spread(overall)})" if spread(overall) else ""
-    count = _counted(len(summary.cases), "case")
+    count = counted(len(summary.cases), "case")
     text = f"Mean foreground Dice <b>{number(overall.mean)}</b>{bounds} over {count}"
     means = summary.class_mean("dice")
     if len(means) > 1 and np.isfinite(means).any():
@@ -41,8 +42,8 @@ def lead(summary: Summary) -> str:
             f"{number(means[best], 2)} for {escape(summary.class_names[best])}"
         )
     missed, alarms = sum(summary.outcomes("missed")), sum(summary.outcomes("false alarm"))
-    failures = [f"{_counted(missed, 'structure')} missed altogether"] if missed else []
-    failures += [f"{_counted(alarms, 'structure')} predicted where there is none"] if alarms else []
+    failures = [f"{counted(missed, 'structure')} missed altogether"] if missed else []
+    failures += [f"{counted(alarms, 'structure')} predicted where there is none"] if alarms else []
     return f"{text}. {', '.join(failures)}." if failures else f"{text}."
 
 
@@ -290,5 +291,6 @@ def _nanmean(values: Sequence[float] | np.ndarray[tuple[int, ...], np.dtype[np.f
     return sum(known) / len(known) if known else math.nan
 
 
-def _counted(count: int, noun: str) -> str:
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun, which takes an s unless it is one."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

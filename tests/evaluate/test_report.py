@@ -15,7 +15,7 @@ from medplan.cli import main
 from medplan.data.images import Geometry, write_image, write_label
 from medplan.data.labels import LabelSpace
 from medplan.errors import UsageError
-from medplan.evaluate.charts import ticks
+from medplan.evaluate.charts import scatter_chart, ticks
 from medplan.evaluate.overlays import PREDICTION_COLOUR, REFERENCE_COLOUR, overlay, radiological
 from medplan.evaluate.report import Evaluation, write_report
 from medplan.evaluate.run import evaluate, evaluate_pairs
@@ -256,3 +256,10 @@ def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
     found = ticks(low, high)
     assert 1 <= len(found) <= 8
     assert all(low - 1e-12 <= tick <= high + 1e-12 for tick in found)
+
+
+@pytest.mark.parametrize(("low", "high"), [(310.0, 390.0), (210.0, 340.0), (0.9, 12.0), (1e-3, 1e4)])
+def test_logarithmic_axes_have_numbers_however_short_they_are(low: float, high: float) -> None:
+    chart = scatter_chart({"a": [(low, high, "one"), (high, low, "two")]}, title="Volume", unit="ml")
+    numbers = [float(text.replace(",", "")) for text in re.findall(r'class="tick"[^>]*>([\d.,e+-]+)<', chart)]
+    assert len(set(numbers)) >= 2
