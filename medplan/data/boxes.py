@@ -1,12 +1,15 @@
 """Boxes around what matters in a scan: non-zero intensities, the body, and each value of a label map."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Box", "body_box", "body_threshold", "nonzero_box", "slabs", "value_boxes", "value_counts"]
+__all__ = [
+    "Box", "around", "body_box", "body_threshold", "box_slices", "nonzero_box", "slabs", "value_boxes",
+    "value_counts",
+]  # fmt: skip
 
 Array = npt.NDArray[Any]
 Box = tuple[tuple[int, int, int], tuple[int, int, int]]
@@ -22,6 +25,18 @@ MIN_PLANE_SHARE = 0.001
 """A plane belongs to the body when more than this share of its voxels is brighter than the threshold."""
 
 
+def box_slices(box: Box) -> tuple[Any, ...]:
+    """Return what indexes a box in the last axes of an array."""
+    return (..., *(slice(first, behind) for first, behind in zip(*box, strict=True)))
+
+
+def around(boxes: Sequence[Box]) -> Box:
+    """Return the smallest box that holds all of these."""
+    z0, y0, x0 = np.min([first for first, _ in boxes], axis=0).tolist()
+    z1, y1, x1 = np.max([behind for _, behind in boxes], axis=0).tolist()
+    return (z0, y0, x0), (z1, y1, x1)
+
+
 def slabs(shape: tuple[int, ...]) -> Iterator[slice]:
     """Yield slices along z that cut (..., Z, Y, X) into pieces of about a quarter of a million voxels."""
     depth = max(1, SLAB_VOXELS // max(1, shape[-1] * shape[-2]))
@@ -29,9 +44,18 @@ def slabs(shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(start, min(start + depth, shape[-3]))
 
 
-def nonzero_box(array: Array) -> Box:
-    """Return the box of the voxels (C, Z, Y, X) that are not 0 in some channel; all of it if all are 0."""
-    return _box(array.shape[1:], lambda part: (array[:, part] != 0).any(axis=0), 0.0)
+def nonzero_box(*volumes: Array) -> Box | None:
+    """Return the box of the voxels (Z, Y, X) that are not 0 in some of the volumes; None if all are 0."""
+    first, behind = [], []
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        # `any` stops at the first voxel of a plane that counts, and makes no second volume.
+        planes = np.flatnonzero(np.any([volume.any(axis=others) for volume in volumes], axis=0))
+        if not len(planes):
+            return None
+        first.append(int(planes[0]))
+        behind.append(int(planes[-1]) + 1)
+    return (first[0], first[1], first[2]), (behind[0], behind[1], behind[2])
 
 
 def body_box(array: Array, thresholds: tuple[float, ...]) -> Box:
@@ -41,16 +65,27 @@ def body_box(array: Array, thresholds: tuple[float, ...]) -> Box:
         array: (C, Z, Y, X).
         thresholds: one per channel, from `body_threshold`.
 
-    Single bright voxels in the air do not count: a plane needs more than 0.1 % of its voxels.
+    Single bright voxels in the air do not count: a plane needs more than 0.1 % of its voxels. Where no plane
+    has so many, it is the whole image.
     """
-
-    def bright(part: slice) -> npt.NDArray[np.bool_]:
+    depth, height, width = array.shape[1:]
+    per_z = np.zeros(depth, dtype=np.int64)
+    per_yx = np.zeros((height, width), dtype=np.int32)
+    for part in slabs(array.shape):
         mask = array[0, part] > thresholds[0]
         for channel, threshold in zip(array[1:], thresholds[1:], strict=True):
             mask |= channel[part] > threshold
-        return mask
-
-    return _box(array.shape[1:], bright, MIN_PLANE_SHARE)
+        per_z[part] = np.count_nonzero(mask.reshape(len(mask), -1), axis=1)
+        per_yx += mask.sum(axis=0, dtype=np.int32)
+    counts = (per_z, per_yx.sum(axis=1, dtype=np.int64), per_yx.sum(axis=0, dtype=np.int64))
+    areas = (height * width, depth * width, depth * height)
+    inside = [
+        np.flatnonzero(count > MIN_PLANE_SHARE * area) for count, area in zip(counts, areas, strict=True)
+    ]
+    if any(len(planes) == 0 for planes in inside):
+        return (0, 0, 0), (depth, height, width)
+    first, last = ([int(planes[end]) for planes in inside] for end in (0, -1))
+    return (first[0], first[1], first[2]), (last[0] + 1, last[1] + 1, last[2] + 1)
 
 
 def body_threshold(values: Array, counts: Array) -> float:
@@ -77,7 +112,7 @@ def body_threshold(values: Array, counts: Array) -> float:
 
 def value_counts(label: npt.NDArray[np.integer]) -> dict[int, int]:
     """Return how many voxels (Z, Y, X) carry each value that occurs."""
-    inner = label[_slices(_box(label.shape, lambda part: label[part] != 0, 0.0))]
+    inner = label[box_slices(nonzero_box(label) or ((0, 0, 0), (0, 0, 0)))]
     low, high = int(inner.min(initial=0)), int(inner.max(initial=0))
     if high - low > MAX_VALUE_RANGE:
         values, numbers = np.unique(inner, return_counts=True)
@@ -121,25 +156,3 @@ def value_boxes(label: npt.NDArray[np.integer]) -> dict[int, Box]:
         if value != 0 and upper[0] > 0:
             boxes[value] = ((lower[0], lower[1], lower[2]), (upper[0], upper[1], upper[2]))
     return boxes
-
-
-def _slices(box: Box) -> tuple[slice, ...]:
-    return tuple(slice(first, behind) for first, behind in zip(*box, strict=True))
-
-
-def _box(shape: tuple[int, ...], mask_of: Callable[[slice], npt.NDArray[np.bool_]], share: float) -> Box:
-    """Return the box of the planes of which more than `share` of the voxels are in the mask, or all."""
-    depth, height, width = shape
-    per_z = np.zeros(depth, dtype=np.int64)
-    per_yx = np.zeros((height, width), dtype=np.int32)
-    for part in slabs(shape):
-        mask = mask_of(part)
-        per_z[part] = np.count_nonzero(mask.reshape(len(mask), -1), axis=1)
-        per_yx += mask.sum(axis=0, dtype=np.int32)
-    counts = (per_z, per_yx.sum(axis=1, dtype=np.int64), per_yx.sum(axis=0, dtype=np.int64))
-    areas = (height * width, depth * width, depth * height)
-    inside = [np.flatnonzero(count > share * area) for count, area in zip(counts, areas, strict=True)]
-    if any(len(planes) == 0 for planes in inside):
-        return (0, 0, 0), (depth, height, width)
-    first, last = ([int(planes[end]) for planes in inside] for end in (0, -1))
-    return (first[0], first[1], first[2]), (last[0] + 1, last[1] + 1, last[2] + 1)

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from medplan.data.boxes import nonzero_box
 from medplan.data.labels import IGNORE, LabelSpace
 from medplan.evaluate.surface import surface_scores
 
@@ -192,7 +193,10 @@ def _surfaces(
     """Return (hd95, assd, nsd) of the classes that are in both maps."""
     from scipy.ndimage import find_objects
 
-    box = _foreground(prediction, reference)
+    foreground = nonzero_box(prediction, reference)
+    if foreground is None:
+        return {}
+    box = tuple(slice(max(first - 1, 0), behind + 1) for first, behind in zip(*foreground, strict=True))
     pred_codes = labels.encode(prediction[box], where="the prediction")
     ref_codes = labels.encode(reference[box], where="the reference")
     pred_codes = np.where(ref_codes == IGNORE, 0, np.maximum(pred_codes, 0)).astype(np.int16)
@@ -216,13 +220,3 @@ def _surfaces(
             scores = surface_scores(pred_mask, ref_mask, spacing_mm=spacing_mm, tolerance_mm=tolerance_mm)
             found[row] = (scores.hd95, scores.assd, scores.nsd)
     return found
-
-
-def _foreground(prediction: Labels, reference: Labels) -> tuple[slice, ...]:
-    """Return the box of everything that is not 0 in either map, with a margin of one voxel."""
-    slices = []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        hits = np.flatnonzero(prediction.any(axis=others) | reference.any(axis=others))
-        slices.append(slice(max(int(hits[0]) - 1, 0), int(hits[-1]) + 2) if len(hits) else slice(0, 1))
-    return tuple(slices)

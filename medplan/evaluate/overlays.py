@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from medplan.data.boxes import nonzero_box
 from medplan.data.geometry import Geometry, canonical_axes, canonical_geometry, to_canonical
 from medplan.data.images import read_image, read_label
 from medplan.errors import DataError
@@ -146,14 +147,11 @@ def _views(
 
 def _window(prediction: Array, reference: Array) -> tuple[slice, slice, slice]:
     """Return the box of all foreground with a generous margin, or everything where there is none."""
+    box = nonzero_box(prediction, reference) or ((0, 0, 0), prediction.shape)
     slices = []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        size = prediction.shape[axis]
-        hits = np.flatnonzero(prediction.any(axis=others) | reference.any(axis=others))
-        low, high = (int(hits[0]), int(hits[-1]) + 1) if len(hits) else (0, size)
-        pad = max(round(MARGIN * (high - low)), size // 10, 4)
-        slices.append(slice(max(low - pad, 0), min(high + pad, size)))
+    for first, behind, size in zip(*box, prediction.shape, strict=True):
+        pad = max(round(MARGIN * (behind - first)), size // 10, 4)
+        slices.append(slice(max(first - pad, 0), min(behind + pad, size)))
     return slices[0], slices[1], slices[2]
 
 

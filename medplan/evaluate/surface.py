@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from medplan.data.boxes import nonzero_box
+
 __all__ = ["SurfaceScores", "surface_distances", "surface_scores", "surface_voxels"]
 
 Mask = npt.NDArray[np.bool_]
@@ -98,18 +100,14 @@ def _slab(axis: int, part: slice) -> tuple[slice, ...]:
 
 
 def _box(prediction: Mask, reference: Mask) -> tuple[slice, ...]:
-    slices = []
-    for axis, size in enumerate(prediction.shape):
-        others = tuple(a for a in range(3) if a != axis)
-        hits = [np.flatnonzero(mask.any(axis=others)) for mask in (prediction, reference)]
-        if not all(len(hit) for hit in hits):
-            raise ValueError("a surface needs a mask that is not empty")
-        low, high = int(min(hit[0] for hit in hits)), int(max(hit[-1] for hit in hits)) + 1
-        # A single slice out of a volume keeps a neighbour: an axis of one voxel is that of a picture.
-        if high - low == 1 and size > 1:
-            low, high = (low - 1, high) if low > 0 else (low, high + 1)
-        slices.append(slice(low, high))
-    return tuple(slices)
+    box = nonzero_box(prediction, reference)
+    if box is None or not (prediction.any() and reference.any()):
+        raise ValueError("a surface needs a mask that is not empty")
+    # A single slice out of a volume keeps a neighbour: an axis of one voxel is that of a picture.
+    alone = [behind - first == 1 for first, behind in zip(*box, strict=True)]
+    lower = [first - (one and first > 0) for first, one in zip(box[0], alone, strict=True)]
+    upper = [behind + (one and behind == 1) for behind, one in zip(box[1], alone, strict=True)]
+    return tuple(slice(first, behind) for first, behind in zip(lower, upper, strict=True))
 
 
 def _directed(source: Mask, target: Mask, shared: Mask, spacing_mm: tuple[float, float, float]) -> Distances:

@@ -1,11 +1,10 @@
 """The facts of one case, measured while it is in memory."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
-from medplan.data.boxes import Box, body_box, body_threshold, nonzero_box, value_boxes
+from medplan.data.boxes import Box, around, body_box, body_threshold, nonzero_box, value_boxes
 from medplan.data.checks import Loaded
 from medplan.data.labels import LabelSpace
 from medplan.data.rawcase import RawCase
@@ -107,7 +106,7 @@ def measure(case: RawCase, loaded: Loaded, labels: LabelSpace) -> Measured:
         orientation=geometry.orientation,
         nonzero=tuple(part.intensity() for part in nonzero),
         foreground=None if foreground is None else tuple(part.intensity() for part in foreground),
-        nonzero_box=nonzero_box(array),
+        nonzero_box=nonzero_box(*array) or ((0, 0, 0), geometry.shape),
         body_box=body_box(array, thresholds),
         classes=_classes(loaded, labels),
         is_labelled=loaded.label is not None,
@@ -157,9 +156,8 @@ def _classes(loaded: Loaded, labels: LabelSpace) -> dict[str, ClassFacts]:
         own = [value for value in values if value in boxes]
         if not own:
             continue
-        lower = np.min([boxes[value][0] for value in own], axis=0)
-        upper = np.max([boxes[value][1] for value in own], axis=0)
-        size = _three(upper - lower)
+        (z0, y0, x0), (z1, y1, x1) = around([boxes[value] for value in own])
+        size = (z1 - z0, y1 - y0, x1 - x0)
         result[name] = ClassFacts(
             voxels=sum(loaded.counts[value] for value in own),
             size_voxels=size,
@@ -168,8 +166,3 @@ def _classes(loaded: Loaded, labels: LabelSpace) -> dict[str, ClassFacts]:
             else (size[0] * spacing[0], size[1] * spacing[1], size[2] * spacing[2]),
         )
     return result
-
-
-def _three(values: Any) -> tuple[int, int, int]:
-    z, y, x = (int(value) for value in values)
-    return z, y, x

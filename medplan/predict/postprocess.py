@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medplan.data.boxes import Box, value_boxes
+from medplan.data.boxes import Box, around, box_slices, value_boxes
 from medplan.data.labels import LabelSpace
 from medplan.records import read_json, write_json
 
@@ -135,9 +135,7 @@ def _keep_largest(label: LabelMap, values: Sequence[int], boxes: Mapping[int, Bo
     own = [boxes[value] for value in values if value in boxes]
     if not own:
         return
-    lower = np.min([first for first, _ in own], axis=0)
-    upper = np.max([behind for _, behind in own], axis=0)
-    part = label[tuple(slice(first, behind) for first, behind in zip(lower, upper, strict=True))]
+    part = label[box_slices(around(own))]
     mask = np.isin(part, values)
     components, sizes = cc3d_label_with_component_sizes(mask, connectivity=TOUCHING_CORNERS)
     if len(sizes) > 1:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from medplan.data.boxes import Box, box_slices, nonzero_box
 from medplan.plan.schema import Modality
 
 __all__ = ["crop_box", "half_otsu"]
@@ -26,7 +27,7 @@ def crop_box(
     crop: Literal["nonzero", "body", "none"],
     modalities: Sequence[Modality],
     spacing_mm: tuple[float, float, float] | None,
-) -> tuple[Voxel, Voxel]:
+) -> Box:
     """Return the box [lower, upper) in voxels (z, y, x) that holds what matters, or else the whole image.
 
     ``nonzero`` is the smallest box of all voxels that are non-zero in any channel. ``body`` is the box of the
@@ -42,23 +43,17 @@ def crop_box(
         return whole
     if crop == "body" and "CT" in modalities:
         return _large_parts(array[list(modalities).index("CT")], _AIR_HU, spacing_mm) or whole
-    boxes = ndimage.find_objects((array != 0).any(axis=0).view(np.uint8))
-    if not boxes:
-        return whole
-    box = boxes[0]
-    lower, upper = _voxel([part.start for part in box]), _voxel([part.stop for part in box])
-    if crop == "nonzero":
-        return lower, upper
-    inside = array[0][box]
+    box = nonzero_box(*array)
+    if box is None or crop == "nonzero":
+        return box or whole
+    inside = array[0][box_slices(box)]
     parts = _large_parts(inside, half_otsu(inside), spacing_mm)
-    if parts is None:
-        return lower, upper
-    return _voxel(np.add(lower, parts[0])), _voxel(np.add(lower, parts[1]))
+    return box if parts is None else (_voxel(np.add(box[0], parts[0])), _voxel(np.add(box[0], parts[1])))
 
 
 def _large_parts(
     volume: npt.NDArray[np.generic], threshold: float, spacing_mm: tuple[float, float, float] | None
-) -> tuple[Voxel, Voxel] | None:
+) -> Box | None:
     """Return the box of the large connected parts above a threshold, with a margin; seen coarsely."""
     spacing = spacing_mm or (1.0, 1.0, 1.0)
     steps = [

@@ -5,11 +5,11 @@ to a box and resampled; or, with an atlas, mapped onto the atlas' grid. `Restora
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from medplan.data.boxes import box_slices
 from medplan.data.geometry import Flips, Geometry, Number, Voxel, canonical_geometry, to_canonical, triple
 from medplan.errors import PlanError
 
@@ -64,9 +64,7 @@ class Restoration:
 
     def box(self, array: npt.NDArray[Number]) -> npt.NDArray[Number]:
         """View the box that was kept of an array (..., Z, Y, X) of the input's grid, along canonical axes."""
-        where = (slice(low, high) for low, high in zip(self.lower, self.upper, strict=True))
-        index: tuple[Any, ...] = (..., *where)
-        view: npt.NDArray[Number] = self.canonical(array)[index]
+        view: npt.NDArray[Number] = self.canonical(array)[box_slices((self.lower, self.upper))]
         return view
 
     def prepared(self) -> Geometry:

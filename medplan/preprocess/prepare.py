@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from medplan.data.boxes import value_boxes
+from medplan.data.boxes import box_slices, value_boxes
 from medplan.data.geometry import Geometry, canonical_axes, canonical_geometry
 from medplan.data.images import Image
 from medplan.errors import DataError, PlanError
@@ -91,10 +91,10 @@ def class_locations(codes: npt.NDArray[np.int16], key: str) -> dict[int, npt.NDA
     """
     kind = np.uint16 if max(codes.shape) <= 65536 else np.int32
     locations: dict[int, npt.NDArray[np.integer]] = {}
-    for code, (lower, upper) in sorted(value_boxes(codes).items()):
+    for code, box in sorted(value_boxes(codes).items()):
         if code <= 0:
             continue
-        inside = codes[tuple(slice(low, high) for low, high in zip(lower, upper, strict=True))] == code
+        inside = codes[box_slices(box)] == code
         flat = np.flatnonzero(inside)
         if len(flat) > MAX_LOCATIONS:
             rng = generator("locations", key, code)
@@ -102,7 +102,7 @@ def class_locations(codes: npt.NDArray[np.int16], key: str) -> dict[int, npt.NDA
             drawn = rng.choice(len(flat), MAX_LOCATIONS, replace=False, shuffle=False)
             missing = ~np.isin(flat[first] // inside[0].size, flat[drawn] // inside[0].size)
             flat = np.sort(flat[np.concatenate([drawn, first[missing]])])
-        locations[code] = (np.stack(np.unravel_index(flat, inside.shape), axis=1) + lower).astype(kind)
+        locations[code] = (np.stack(np.unravel_index(flat, inside.shape), axis=1) + box[0]).astype(kind)
     return locations
 
 

@@ -5,7 +5,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from medplan.data.boxes import Box, value_boxes
+from medplan.data.boxes import Box, box_slices, value_boxes
 from medplan.data.labels import IGNORE
 from medplan.preprocess.operators import along, band, positions, window
 
@@ -105,8 +105,7 @@ def _share(
         rows = int(reached[0]), int(reached[-1]) + 1
         bands.append(window("linear", old, new, rows, (low, high)))
         where.append(slice(*rows))
-    inside = codes[tuple(slice(low, high) for low, high in zip(*box, strict=True))] == code
-    volume = inside.astype(np.float32)
+    volume = (codes[box_slices(box)] == code).astype(np.float32)
     sizes = tuple(part.stop - part.start for part in where)
     for axis in _order(volume.shape, sizes):
         volume = along(volume, axis, bands[axis])

@@ -280,9 +280,12 @@ def test_boxes_and_counts_equal_the_naive_ones(kind: type) -> None:
         assert lower == tuple(where.min(0)) and upper == tuple(where.max(0) + 1)
 
 
-def test_boxes_of_empty_and_full_volumes_are_the_whole_grid() -> None:
-    for array in (np.zeros((1, 3, 4, 5)), np.ones((2, 3, 4, 5))):
-        assert nonzero_box(array) == ((0, 0, 0), (3, 4, 5))
+def test_boxes_of_empty_volumes_are_none_and_of_full_ones_the_whole_grid() -> None:
+    assert nonzero_box(np.zeros((3, 4, 5))) is None
+    assert nonzero_box(np.ones((3, 4, 5))) == ((0, 0, 0), (3, 4, 5))
+    first, second = np.zeros((2, 3, 4, 5))
+    first[1, 2, 3], second[0, 2, 4] = np.nan, -1
+    assert nonzero_box(first, second) == ((0, 2, 3), (2, 3, 5))
     assert value_counts(np.zeros((2, 3, 4), np.uint8)) == {0: 24}
     assert value_boxes(np.zeros((2, 3, 4), np.uint8)) == {}
 
