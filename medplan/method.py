@@ -293,7 +293,8 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def lighter(cls, plan: Plan) -> Plan | None:
-        """Return the plan with less memory per voxel at the cost of time, or None if there is no such.
+        """Return the plan with less memory per voxel, at the cost of time or precision, or None if there is
+        no such.
 
         The planner takes it where a memory target asks for it. Nothing but `Plan.config` may change.
         """

@@ -164,7 +164,8 @@ class DenseMP(Method):
             return Proposal(fits=False, score=0, reason="there is no labelled case to show the classes")
         steps = situation.spacing_mm or (TARGET_MM,) * 3
         sides = [n * step / TARGET_MM for n, step in zip(situation.median_shape[1:], steps[1:], strict=True)]
-        side = min(LARGEST_SIDE, max(64, math.ceil(max(sides) / MULTIPLE) * MULTIPLE))
+        whole = max(64, math.ceil(max(sides) / MULTIPLE) * MULTIPLE)
+        side = min(LARGEST_SIDE, whole)
         novel, memory = situation.has_novel_classes, situation.memory_bytes or LARGE_BYTES
         is_small = memory < LARGE_BYTES and situation.encoder_weights is None
         few = {"contrastive_batch": 8} if memory < FEW_PICTURES_BYTES else {}
@@ -189,7 +190,7 @@ class DenseMP(Method):
                 "iterations": "a tenth of the released schedule",
                 "batch_size": "one episode per step, as released",
                 "config.optimizer": "AdamW after a warm-up: in few episodes SGD learns a third less",
-                "patch_size": "a whole slice, at most 256 pixels",
+                "patch_size": "a whole slice" if side == whole else "256 pixels of larger slices",
                 **why,
             },
         )

@@ -62,6 +62,8 @@ from medplan.samples.spatial import Spatial
 __all__ = ["METHOD", "Config", "ImedSam"]
 
 SIDE, TINY_SIDE = 384, 192
+FEW_POINTS = 16_384
+"""Of the 147,456 of an image, where not all of them fit."""
 WARMUP = 0.05
 """Part of a training from nothing over which the learning rate rises."""
 
@@ -213,6 +215,13 @@ class ImedSam(Method):
         config = {key: value for key, (value, _) in missing.items()}
         reasons = {f"config.{key}": why for key, (_, why) in missing.items()}
         return replace(plan, config={**plan.config, **config}, reasons={**plan.reasons, **reasons})
+
+    @classmethod
+    def lighter(cls, plan: Plan) -> Plan | None:
+        """Learn from a part of the points of each image; with ``compat`` from all, as released."""
+        if plan.config["compat"] or plan.config["points"]:
+            return None
+        return replace(plan, config={**plan.config, "points": FEW_POINTS})
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)

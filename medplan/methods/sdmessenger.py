@@ -216,12 +216,15 @@ class SDMessenger(Method):
             fits=True,
             score=70 if situation.num_labelled <= max(situation.num_unlabelled, 1) else 50,
             reason=f"it learns from {what} together",
-            dims=2 if weights or situation.is_picture else None,
+            dims=2 if weights else None,
             encoder=size_of(weights) if weights else "unet",
             lr=1e-3,
             weight_decay=1e-4 if weights else 3e-5,
             config={} if weights else {**FROM_SCRATCH, "match": match},
-            reasons={"encoder": f"{'' if weights else 'no '}pretrained weights are given"},
+            reasons={
+                "encoder": f"{'' if weights else 'no '}pretrained weights are given",
+                **({"dims": "the pretrained encoder sees slices"} if weights else {}),
+            },
         )
 
     def __init__(self, plan: Plan) -> None:

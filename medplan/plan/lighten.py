@@ -60,7 +60,7 @@ def fill_or_lighten(
     else:
         return heavy
     changed = [key for key, value in lighter.config.items() if draft.config.get(key) != value]
-    reasons = {f"config.{key}": f"less memory for more time: {why}" for key in changed}
+    reasons = {f"config.{key}": f"to spare memory: {why}" for key in changed}
     return replace(plan, reasons={**plan.reasons, **reasons}), footprint
 
 

@@ -14,6 +14,7 @@ from medplan.learning.schedules import WarmupThenPoly, falling
 from medplan.method import Progress, Situation
 from medplan.methods.imedsam import METHOD, WARMUP, Config
 from medplan.networks.prompted_answers import NOTHING
+from medplan.plan.memory import measure
 from medplan.samples.cases import Case
 from tests.conformance.tiny import build, tiny_plan
 from tests.methods.imedsam_case import CONFIG
@@ -336,6 +337,15 @@ def test_only_what_was_published_is_frozen():
     plan = METHOD.settle(replace(unsettled(), encoder_weights="sam_vit_b_01ec64.pth"))
     assert not plan.config["from_nothing"]
     assert METHOD(plan).phases()[0].schedule is falling
+
+
+def test_fewer_points_spare_memory_but_not_where_all_are_released():
+    plan = METHOD.settle(replace(unsettled(), encoder_weights="sam_vit_b_01ec64.pth"))
+    plan = replace(plan, patch_size=(1, 384, 384), config={**plan.config, "points": 0, "compat": False})
+    light = METHOD.lighter(plan)
+    assert light.config["points"] > 0 and METHOD.lighter(light) is None
+    assert measure(METHOD, light).kept < 0.5 * measure(METHOD, plan).kept
+    assert METHOD.lighter(replace(plan, config={**plan.config, "compat": True})) is None
 
 
 def test_beside_published_weights_only_adapters_are_trained():
