@@ -240,7 +240,11 @@ def _forward(
         case.image(corner, (corner[0] + patch_size[0], corner[1] + patch_size[1], corner[2] + patch_size[2]))
         for corner in corners
     ]
-    patches = torch.from_numpy(np.stack(pixels)).to(device, non_blocking=True)
+    patches = torch.from_numpy(np.stack(pixels))
+    if device.type == "cuda":
+        # From other memory the copy would wait for the windows before.
+        patches = patches.pin_memory()
+    patches = patches.to(device, non_blocking=True)
     flips = [axes for number in range(len(mirror_axes) + 1) for axes in combinations(mirror_axes, number)]
     total: Tensor | None = None
     for axes in flips:

@@ -127,7 +127,10 @@ def _train_phase(run: Run, store: CaseStore, *, workers: int, signals: Signals) 
         progress = Progress(phase=phase.name, step=at.step, num_steps=phase.num_steps)
         torch.manual_seed(fold_in(training.seed, phase.name, at.step, runtime.rank))
         update.begin(progress, batch["case"])
-        means.add(take_step(run.method, batch, phase, update, progress, runtime))
+        logged = take_step(run.method, batch, phase, update, progress, runtime)
+        if update.left_out:  # what overflowed is not to be averaged
+            logged = {name: value for name, value in logged.items() if bool(value.isfinite())}
+        means.add(logged)
         run.share_buffers()
         at.step, at.total = at.step + 1, at.total + 1
         is_last = at.step == phase.num_steps

@@ -60,6 +60,9 @@ class GradientUpdate:
         phase: gives the schedule, and its name to error messages.
         scale: of losses in float16, changed in place; None begins with a new one.
         clip_norm: largest L2 norm of the gradients of one optimiser; 12 as in nnU-Net.
+
+    Attributes:
+        left_out: whether an update of this step overflowed.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class GradientUpdate:
         self._at = Progress(phase=phase.name, step=0, num_steps=phase.num_steps)
         self._cases: Sequence[str] = ()
         self._seen: list[Tensor] = []
+        self.left_out = False
 
     @property
     def lr(self) -> dict[str, float]:
@@ -93,7 +97,7 @@ class GradientUpdate:
 
     def begin(self, at: Progress, cases: Sequence[str]) -> None:
         """Set the learning rates of a step; `cases` are named if its gradients are not finite."""
-        self._at, self._cases, self._seen = at, cases, []
+        self._at, self._cases, self._seen, self.left_out = at, cases, [], False
         factor = self._phase.schedule(at.fraction)
         for name, optimizer in self._optimizers.items():
             for group, base in zip(optimizer.param_groups, self._base_lr[name], strict=True):
@@ -145,6 +149,7 @@ class GradientUpdate:
         if self._scale is not None:
             self._scale.note(overflowed=not is_finite)
         if not is_finite:
+            self.left_out = True
             return
         scale = min(1.0, self._clip_norm / (norm + 1e-6))
         clipped = [gradient.detach() for gradient in gradients]

@@ -38,7 +38,8 @@ def make_validator(
         for key in keys[runtime.rank :: runtime.world]:
             case, labels = store[key], store.plan_of(key).labels
             examples = [store[name] for name in support if name.startswith(f"{case.dataset}/")]
-            predictor = method.predictor(case, examples)
+            with runtime.autocast():
+                predictor = method.predictor(case, examples)
             predicted = predict_classes(
                 predictor,
                 case,

@@ -1,5 +1,6 @@
 """Training in float16, whose overflowing steps are left out, goes on and ends as any other does."""
 
+import json
 import multiprocessing
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Overflowing(Steady):
             before = self.head.weight.detach().clone()
             update.minimise(F.cross_entropy(logits, batch["label"].long()), "head")
             assert torch.equal(before, self.head.weight)
-            logged = {}
+            logged = {"loss": torch.tensor(torch.nan), "before": torch.tensor(1.0)}
         if at.phase == "second" and at.step == self.stops_after:
             (self.folder / "STOP").touch()
         return logged
@@ -51,6 +52,8 @@ def test_a_run_that_is_stopped_around_an_overflow_goes_on_to_the_same_bytes(
     # The step behind the one that is left out makes two updates.
     saved = checkpoint.load(tmp_path / "whole" / "last.pt")["training"]
     assert saved["scale"] == {"value": 2.0**15, "lasted": 2}
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert [set(line["losses"]) for line in lines][-2:] == [{"before"}, {"before", "loss"}]
     monkeypatch.setattr(Overflowing, "stops_after", step)
     go(tmp_path / "parts")
     monkeypatch.undo()
