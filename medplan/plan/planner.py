@@ -119,7 +119,7 @@ def decide(
     memory, source = memory_target(overrides, gpu_memory_bytes)
     proposal = method_class.propose(replace(situation(fingerprints, overrides), memory_bytes=memory))
     if not proposal.fits:
-        raise MethodError(f"{method}: does not fit here: {proposal.reason}.")
+        raise MethodError(f"{method}: {proposal.reason}.")
     reasons: dict[str, str] = {"method": proposal.reason, **proposal.reasons}
     dims = _dims(method, needs, proposal, facts, overrides, reasons)
     grid = _grid(needs, proposal, facts, dims, overrides, reasons)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from medplan.errors import MethodError, PlanError
 from medplan.plan.overrides import Overrides
-from medplan.plan.planner import decide, situation
+from medplan.plan.planner import decide
 from medplan.plan.schema import Plan
 
 if TYPE_CHECKING:
@@ -25,14 +25,12 @@ class Row:
     """One method's line of the table.
 
     Attributes:
-        fits: whether it can be used; else `reason` says why not and `plan` is None.
-        score: 0 to 100; the highest is recommended.
+        reason: for using it; of a method that does not fit, why not.
+        plan: None if it does not fit.
         seconds: predicted time of training on a GPU, or None.
     """
 
     method: str
-    fits: bool
-    score: int
     reason: str
     plan: Plan | None = None
     seconds: float | None = None
@@ -41,37 +39,25 @@ class Row:
 def recommend(
     fingerprints: Sequence["Fingerprint"],
     methods: Mapping[str, "type[Method]"],
-    overrides: Overrides | None = None,
+    overrides: Overrides,
     gpu_memory_bytes: int | None = None,
 ) -> tuple[Row, ...]:
-    """Plan every method that fits, and rank them: fitting ones first, by score, then by name."""
-    overrides = overrides or Overrides()
-    facts = situation(fingerprints, overrides)
+    """Plan every method that fits, and rank them: fitting ones first, by score, then by name.
+
+    Raises: MethodError or PlanError if there is one method, and it does not fit.
+    """
     rows = []
     for name, method_class in methods.items():
-        proposal = method_class.propose(facts)
-        row = Row(method=name, fits=False, score=0, reason=proposal.reason)
-        if proposal.fits:
-            try:
-                plan, footprint = decide(fingerprints, name, method_class, overrides, gpu_memory_bytes)
-            except (MethodError, PlanError) as error:
-                if len(methods) == 1:
-                    raise
-                reason = str(error).removeprefix(f"{name}: ").removesuffix(".")
-                row = Row(method=name, fits=False, score=0, reason=reason)
-            else:
-                row = Row(
-                    method=name,
-                    fits=True,
-                    score=proposal.score,
-                    reason=proposal.reason,
-                    plan=plan,
-                    seconds=plan.training.iterations * footprint.flops / GPU_FLOPS
-                    if footprint.flops
-                    else None,
-                )
-        rows.append(row)
-    return tuple(sorted(rows, key=lambda row: (not row.fits, -row.score, row.method)))
+        try:
+            plan, footprint = decide(fingerprints, name, method_class, overrides, gpu_memory_bytes)
+        except (MethodError, PlanError) as error:
+            if len(methods) == 1:
+                raise
+            rows.append(Row(method=name, reason=str(error).removeprefix(f"{name}: ").removesuffix(".")))
+            continue
+        seconds = plan.training.iterations * footprint.flops / GPU_FLOPS
+        rows.append(Row(method=name, reason=plan.reasons["method"], plan=plan, seconds=seconds or None))
+    return tuple(sorted(rows, key=lambda row: (1 if row.plan is None else -row.plan.score, row.method)))
 
 
 def format_table(rows: Sequence[Row]) -> str:

@@ -31,7 +31,7 @@ def test_the_best_method_that_fits_comes_first(fingerprint: Make, toy: Make) -> 
     }
     rows = recommend([fingerprint()], methods, SMALL, 2**33)
     assert [row.method for row in rows] == ["high", "low", "never", "roles"]
-    assert [row.fits for row in rows] == [True, True, False, False]
+    assert [row.plan is not None for row in rows] == [True, True, False, False]
     assert "--labelled" in rows[3].reason
     assert rows[0].plan is not None and rows[0].plan.method == "high"
 
@@ -61,4 +61,4 @@ def test_the_reference_is_best_where_there_is_nothing_but_labels(
     fingerprint: Make, facts: Any, score: int
 ) -> None:
     (row,) = recommend([fingerprint(**facts)], {"supervised": METHOD}, SMALL, 2**33)
-    assert row.score == score
+    assert row.plan is not None and row.plan.score == score
