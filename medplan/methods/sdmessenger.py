@@ -95,6 +95,9 @@ FROM_SCRATCH: Mapping[str, Any] = {
 }
 """For a U-Net, which must first learn what pretrained encoders know."""
 
+PRETRAINED = {"dims": "the pretrained encoder sees slices", "batch_size": "8 of each kind, as released"}
+"""Reasons."""
+
 MATCH_ACROSS_DOMAINS = 0.8
 """Measured: necessary from CT to MR, and worth nothing among scans of one kind."""
 
@@ -218,12 +221,13 @@ class SDMessenger(Method):
             reason=f"it learns from {what} together",
             dims=2 if weights else None,
             encoder=size_of(weights) if weights else "unet",
+            batch_size=8 if weights else None,
             lr=1e-3,
             weight_decay=1e-4 if weights else 3e-5,
             config={} if weights else {**FROM_SCRATCH, "match": match},
             reasons={
                 "encoder": f"{'' if weights else 'no '}pretrained weights are given",
-                **({"dims": "the pretrained encoder sees slices"} if weights else {}),
+                **(PRETRAINED if weights else {}),
             },
         )
 

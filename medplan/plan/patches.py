@@ -150,7 +150,12 @@ def fit(
     else:
         one, two = take(found, 1).total, take(found, 2).total
         room = 1 + max(0, target_bytes - one) // max(1, two - one)
-        batch, batch_reason = _choose_batch(room, dataset_voxels / math.prod(plans[found].patch_size), target)
+        patches = dataset_voxels / math.prod(plans[found].patch_size)
+        batch, batch_reason = _choose_batch(room, patches, target)
+        while batch > 2 and (total := take(found, batch).total) > target_bytes:
+            # Where samples see each other, memory grows with the square of the batch.
+            room = min(batch - 1, int(batch * (target_bytes / total) ** 0.5))
+            batch, batch_reason = _choose_batch(room, patches, target)
     return Fit(
         plan=_with_batch(plans[found], batch),
         footprint=take(found, batch),

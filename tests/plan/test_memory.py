@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from medplan.method import Batch, Phase, Progress, Update
 from medplan.methods.supervised import METHOD
 from medplan.plan.memory import measure
 from medplan.plan.overrides import Overrides
+from medplan.plan.patches import fit
 from medplan.plan.planner import make_plan
 from medplan.plan.schema import Plan
 
@@ -42,6 +44,16 @@ def test_memory_grows_linearly_with_the_batch(fingerprint: Make) -> None:
         for size in (1, 2, 3)
     ]
     assert kept[2] - kept[1] == kept[1] - kept[0] > 0
+
+
+def test_the_batch_fits_also_where_memory_grows_with_its_square(fingerprint: Make, toy: Make) -> None:
+    def quadratic(each: Plan) -> Any:
+        return SimpleNamespace(total=each.training.batch_size**2)
+
+    found = fit(
+        (plan(fingerprint(), toy()),), quadratic, target_bytes=100, dataset_voxels=10**9, batch_size=None
+    )
+    assert found.plan.training.batch_size == 10 and found.footprint.total == 100
 
 
 def test_what_is_counted_without_values_is_what_autograd_keeps_with_values(fingerprint: Make) -> None:
