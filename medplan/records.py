@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from medplan.errors import PlanError, did_you_mean
+from medplan.errors import MedplanError, PlanError, did_you_mean
 
-__all__ = ["decode", "encode", "read_json", "write_json", "write_text"]
+__all__ = ["decode", "encode", "load_json", "read_json", "write_json", "write_text"]
 
 Record = TypeVar("Record")
 
@@ -45,13 +45,22 @@ def read_json(kind: type[Record], path: Path) -> Record:
 
     Raises: PlanError if it is missing, not JSON, or not such a record.
     """
+    return decode(kind, load_json(path, error=PlanError), where=str(path))
+
+
+def load_json(path: Path, *, error: type[MedplanError], hint: str = "") -> Any:
+    """Parse a JSON file.
+
+    Args:
+        error: raised if there is no such file, or it is not JSON.
+        hint: what to add where there is no such file.
+    """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise PlanError(f"{path}: there is no such file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path}: not valid JSON ({error}).") from None
-    return decode(kind, data, where=str(path))
+        raise error(f"{path}: there is no such file{hint}.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise error(f"{path}: not valid JSON ({problem}).") from None
 
 
 def write_json(record: Any, path: Path) -> Path:

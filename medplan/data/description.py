@@ -10,8 +10,9 @@ from typing import Any
 from medplan.data.formats import IMAGE_ENDINGS
 from medplan.data.labels import LabelSpace
 from medplan.errors import DataError
+from medplan.records import load_json
 
-__all__ = ["Description", "read_description"]
+__all__ = ["Description", "labels_entry", "read_description"]
 
 READ_KEYS = (
     "channel_names",
@@ -84,12 +85,7 @@ def read_description(folder: Path) -> Description:
     """
     path = folder / "dataset.json"
     where = str(path)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file; a raw dataset needs a dataset.json.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON ({error}).") from None
+    data = load_json(path, error=DataError, hint="; a raw dataset needs a dataset.json")
     if not isinstance(data, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(data).__name__}.")
     _refuse_typos(data, where)
@@ -106,6 +102,16 @@ def read_description(folder: Path) -> Description:
         splits=_splits(data, where),
         exclude=tuple(str(name) for name in _list(data, "exclude", where)),
     )
+
+
+def labels_entry(labels: LabelSpace) -> dict[str, int | list[int]]:
+    """Return what dataset.json says of labels under that key; regions have an order besides."""
+    entry: dict[str, int | list[int]] = {"background": 0}
+    for name, values in zip(labels.names, labels.values, strict=True):
+        entry[name] = values[0] if len(values) == 1 else list(values)
+    if labels.ignore is not None:
+        entry["ignore"] = labels.ignore
+    return entry
 
 
 def _refuse_typos(data: Mapping[str, Any], where: str) -> None:

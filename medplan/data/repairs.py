@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from medplan.data.checks import Finding, differences, inspect, nearly_integer, stray_findings
 from medplan.data.dataset import Dataset
+from medplan.data.description import labels_entry
 from medplan.data.formats import ending_of
 from medplan.data.images import Geometry, as_label, read_stored, write_image, write_label
-from medplan.data.labels import LabelSpace
 from medplan.data.rawcase import RawCase
 from medplan.errors import DataError
 from medplan.progress import track
@@ -125,7 +125,7 @@ def _describe(dataset: Dataset, target: Path, copied: set[str], labelled: int) -
     data = json.loads((dataset.folder / "dataset.json").read_text(encoding="utf-8"))
     kept = {key: value for key, value in data.items() if key not in DROPPED_KEYS}
     kept["channel_names"] = {str(number): name for number, name in enumerate(dataset.channels)}
-    kept["labels"] = _written(dataset.labels)
+    kept["labels"] = labels_entry(dataset.labels)
     kept["numTraining"] = labelled
     kept["file_ending"] = dataset.file_ending
     for key in ("domain", "patient"):
@@ -138,12 +138,3 @@ def _describe(dataset: Dataset, target: Path, copied: set[str], labelled: int) -
         }
     target.mkdir(parents=True, exist_ok=True)
     write_text(json.dumps(kept, indent=1) + "\n", target / "dataset.json")
-
-
-def _written(labels: LabelSpace) -> dict[str, int | list[int]]:
-    written: dict[str, int | list[int]] = {"background": 0}
-    for name, values in zip(labels.names, labels.values, strict=True):
-        written[name] = values[0] if len(values) == 1 else list(values)
-    if labels.ignore is not None:
-        written["ignore"] = labels.ignore
-    return written

@@ -17,7 +17,7 @@ from medplan.evaluate.overlays import CLASS_COLOURS, PREDICTION_COLOUR, REFERENC
 from medplan.evaluate.page import Cell, chips, details, document, number, picture, section, table
 from medplan.evaluate.summary import CaseScores, Summary
 from medplan.evaluate.training_log import Curve, read_log
-from medplan.records import write_text
+from medplan.records import load_json, write_text
 
 __all__ = ["Evaluation", "write_report"]
 
@@ -263,8 +263,5 @@ def _facts(run: Mapping[str, Any]) -> str:
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        data = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON ({error}).") from None
+    data = load_json(path, error=DataError)
     return data if isinstance(data, dict) else {}

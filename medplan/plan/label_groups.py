@@ -1,12 +1,12 @@
 """Groupings of raw labels into the classes of a plan: presets, files, and how they are applied."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from medplan.data.labels import LabelSpace
 from medplan.errors import PlanError, did_you_mean
+from medplan.records import load_json
 
 __all__ = ["PRESETS", "group_labels", "read_label_groups"]
 
@@ -71,10 +71,7 @@ def read_label_groups(text: str) -> dict[str, tuple[int, ...]]:
             f"--label-groups: there is no preset '{text}'{did_you_mean(text, PRESETS)}; there are "
             f"{', '.join(PRESETS)}, or give a .json file."
         )
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise PlanError(f"{path}: cannot be read as label groups ({error}).") from None
+    data = load_json(path, error=PlanError, hint=" (--label-groups)")
     if not isinstance(data, dict) or not data:
         raise PlanError(f'{path}: expected classes with their raw values, {{"thalamus": [59, 60], ...}}.')
     groups = {}

@@ -8,7 +8,6 @@ from i to i + 1, so that the box [0, 0, width, height] is the whole picture. Pic
 volumes six, or four for every slice.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from medplan.errors import DataError
 from medplan.preprocess.geometry import Restoration
+from medplan.records import load_json
 
 __all__ = ["BoxArray", "Boxes", "CaseBoxes", "describe", "read_boxes", "to_prepared"]
 
@@ -34,12 +34,7 @@ def read_boxes(path: Path) -> Boxes:
 
     Raises: DataError naming the case and what is wrong with its boxes.
     """
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file (--prompts).") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not valid JSON ({error}).") from None
+    content = load_json(path, error=DataError, hint=" (--prompts)")
     if not isinstance(content, dict):
         raise DataError(
             f'{path}: expected {{"case": [[x0, y0, x1, y1], ...]}}, found a {type(content).__name__}.'

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from medplan.data.dataset import RawCase, find_inputs
+from medplan.data.description import labels_entry
 from medplan.data.images import ending_of, label_file, read_image, read_label, write_label
 from medplan.errors import DataError, MedplanError, PlanError, UsageError, did_you_mean
 from medplan.machine import tune_allocator
@@ -289,17 +290,10 @@ def _boxes_of(path: Path, cases: Sequence[RawCase], model: Model) -> Boxes:
 def _describe(model: Model, output: Path, prompts: str | None) -> None:
     """Say beside the label maps what their values mean, in the words of a raw dataset's dataset.json."""
     labels = model.dataset.labels
-    values: dict[str, Any] = {"background": 0}
-    values |= {
-        name: given[0] if len(given) == 1 else list(given)
-        for name, given in zip(labels.names, labels.values, strict=True)
-    }
-    if labels.ignore is not None:
-        values["ignore"] = labels.ignore
     description: dict[str, Any] = {
         "name": model.dataset.name,
         "channel_names": {str(number): name for number, name in enumerate(model.dataset.channels)},
-        "labels": values,
+        "labels": labels_entry(labels),
         "file_ending": model.dataset.file_ending,
         "numTraining": 0,
     }
