@@ -165,9 +165,12 @@ class _Finder:
         """List the cases of a folder of images named ``CASE_0000``, one file per channel."""
         if not folder.is_dir():
             return []
-        images = [name for name in _visible(folder) if ending_of(name)]
-        names = [name for name in images if ending_of(name) == self.ending]
-        self.passed_over += [folder / name for name in images if name not in names]
+        names = []
+        for name in _visible(folder):
+            if ending_of(name) == self.ending:
+                names.append(name)
+            elif ending_of(name):
+                self.passed_over.append(folder / name)
         stems = [name[: -len(self.ending)] for name in names]
         channels: dict[str, dict[int, Path]] = {}
         for name, stem in zip(names, stems, strict=True):
@@ -273,13 +276,14 @@ def _common_ending(folder: Path, description: Description) -> str:
 
 
 def _without(cases: tuple[RawCase, ...], exclude: Sequence[str], where: str) -> tuple[RawCase, ...]:
-    known = [case.id for case in cases]
+    known = {case.id for case in cases}
     for name in exclude:
         if name not in known:
             raise DataError(f"{where}: 'exclude' names the unknown case '{name}'{did_you_mean(name, known)}.")
     if exclude:
         logger.info("%s: %d cases are excluded", where, len(exclude))
-    return tuple(case for case in cases if case.id not in set(exclude))
+    left_out = set(exclude)
+    return tuple(case for case in cases if case.id not in left_out)
 
 
 def _splits(

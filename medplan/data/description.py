@@ -1,6 +1,8 @@
 """dataset.json of nnU-Net v2, nnU-Net v1 and the Medical Segmentation Decathlon, read into one record."""
 
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -163,7 +165,7 @@ def _splits(data: Mapping[str, Any], where: str) -> Mapping[str, Mapping[str, tu
                 f"{', '.join(SPLIT_ROLES)}, found {_shown(roles)}."
             )
         listed = [case for role in roles for case in _list(roles, role, where)]
-        twice = sorted({str(case) for case in listed if listed.count(case) > 1})
+        twice = sorted(case for case, number in Counter(map(str, listed)).items() if number > 1)
         if twice:
             raise DataError(f"{where}: 'splits.{name}' names the case '{twice[0]}' twice.")
     return {
@@ -286,11 +288,9 @@ def _values_by_name(labels: Mapping[str, Any], where: str) -> dict[str, tuple[in
 
 
 def _is_integer(value: Any) -> bool:
-    if isinstance(value, bool):
-        return False
     if isinstance(value, str):
-        return value.lstrip("-").isdigit()
-    return isinstance(value, int)
+        return re.fullmatch(r"-?[0-9]+", value) is not None
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _shown(value: Any) -> str:

@@ -36,39 +36,34 @@ def find_inputs(path: Path, channels: int, file_ending: str | None = None) -> tu
                 f"{path}: this is none of the formats that are read ({' '.join(IMAGE_ENDINGS)}); of a DICOM "
                 "series name the folder."
             )
-        case_id, _ = _split(path, channels)
+        # CASE and CASE_0000 beside each other are two scans; the one that was named is meant.
         family = [
             other
             for other in path.parent.iterdir()
-            if other.is_file()
-            and ending_of(other) == ending_of(path)
-            and _split(other, channels)[0] == case_id
+            if other.is_file() and ending_of(other) == ending_of(path) and _are_one(path, other, channels)
         ]
-        # CASE and CASE_0000 beside each other are two scans; the one that was named is meant.
-        numbered = _split(path, channels)[1] is not None
-        family = [other for other in family if (_split(other, channels)[1] is not None) == numbered]
         return _grouped(family, channels, path)
     if not path.is_dir():
         raise DataError(f"{path}: there is no such file or folder.")
     files = [
         other for other in path.iterdir() if other.is_file() and ending_of(other) and other.name[0] != "."
     ]
-    is_picture = file_ending in PICTURE_ENDINGS
-    wanted = [other for other in files if (ending_of(other) in PICTURE_ENDINGS) == is_picture]
     if files:
-        passed_over = sorted(other.name for other in files if wanted and other not in wanted)
-        if passed_over:
-            kinds = ("pictures", "volumes") if is_picture else ("volumes", "pictures")
+        volumes = [other for other in files if ending_of(other) not in PICTURE_ENDINGS]
+        pictures = [other for other in files if ending_of(other) in PICTURE_ENDINGS]
+        kinds = {"volumes": volumes, "pictures": pictures}
+        taken, left = ("pictures", "volumes") if file_ending in PICTURE_ENDINGS else ("volumes", "pictures")
+        if volumes and pictures:
             logger.warning(
                 "%s: the %d %s are taken, the %d %s (%s) are not.",
                 path,
-                len(wanted),
-                kinds[0],
-                len(passed_over),
-                kinds[1],
-                passed_over[0],
+                len(kinds[taken]),
+                taken,
+                len(kinds[left]),
+                left,
+                min(other.name for other in kinds[left]),
             )
-        cases = _grouped(wanted or files, channels, path)
+        cases = _grouped(kinds[taken] or kinds[left], channels, path)
         _warn_of_channels(cases, channels)
         return cases
     if dicom.is_series_folder(path):
@@ -108,6 +103,12 @@ def _split(path: Path, channels: int) -> tuple[str, int | None]:
     if match is None or int(match[2]) >= max(channels, 1):
         return stem, None
     return match[1], int(match[2])
+
+
+def _are_one(path: Path, other: Path, channels: int) -> bool:
+    """Whether two files can be channels of one case."""
+    (case, number), (other_case, other_number) = _split(path, channels), _split(other, channels)
+    return case == other_case and (number is None) == (other_number is None)
 
 
 def _grouped(paths: Sequence[Path], channels: int, where: Path) -> tuple[RawCase, ...]:
