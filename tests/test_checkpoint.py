@@ -113,7 +113,7 @@ def test_published_keras_files_are_read_by_their_full_names(tmp_path: Path) -> N
         checkpoint.load_published(tmp_path / "broken.h5")
 
 
-@pytest.mark.parametrize("numbers", [20_000, 4_700])
+@pytest.mark.parametrize("numbers", [20_000, 4_800])
 def test_a_full_disk_is_one_sentence_and_leaves_no_file(
     tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]], numbers: int
 ) -> None:
