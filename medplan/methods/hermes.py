@@ -165,7 +165,9 @@ class Hermes(Method):
         several = situation.num_datasets > 1
         # Published weights have the published sizes.
         has_sizes = situation.like is not None or situation.encoder_weights is not None
-        is_small = (situation.memory_bytes or 2**40) < 2**32 and not has_sizes
+        memory = situation.memory_bytes or 2**40
+        is_small = memory < 2**32 and not has_sizes
+        is_hurried = is_small and memory < 2**31
         is_m = situation.encoder == "medformer"
         config: Mapping[str, Any] = SMALL if is_small else {}
         reasons = {"iterations": "200 epochs of 400 steps, as released", "lr": "as released"}
@@ -181,9 +183,9 @@ class Hermes(Method):
             reasons["config.channels"] = "the network of the run that training starts from"
         if is_small:
             why = "where memory is for small networks"
-            reasons |= {"config.channels": f"half of the released, {why}", "batch_size": f"many steps, {why}"}
-            if several:
-                reasons["patch_size"] = f"small, for many steps, {why}"
+            reasons["config.channels"] = f"half of the released, {why}"
+            if is_hurried:
+                reasons |= dict.fromkeys(("batch_size", "patch_size"), f"small, for many steps, {why}")
         return Proposal(
             fits=True,
             score=90 if several else 30,
@@ -193,8 +195,8 @@ class Hermes(Method):
             iterations=80_000,
             lr=2e-3,
             weight_decay=5e-2 if is_m else 1e-5,
-            batch_size=1 if is_small else 4 if several else None,
-            patch_size=PATCH_OF_SMALL if is_small and several else None,
+            batch_size=1 if is_hurried else 4 if several else None,
+            patch_size=PATCH_OF_SMALL if is_hurried and several else None,
             spacing_mm=(1.5, 1.5, 1.5) if several else None,
             config=config,
             reasons=reasons,

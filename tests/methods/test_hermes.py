@@ -275,6 +275,8 @@ def test_little_memory_gets_a_small_network_unless_published_weights_need_the_la
     assert small.config["channels"][-1] < 320 and small.batch_size == 1 and "config.channels" in small.reasons
     assert small.patch_size is not None and METHOD.lighter(make_plan(**small.config)) is None
     assert METHOD.lighter(make_plan(channels=METHOD.Config.channels)).config["recompute"]
+    roomier = METHOD.propose(Situation(memory_bytes=3 * 2**30, **common))
+    assert roomier.config == small.config and (roomier.patch_size, roomier.batch_size) == (None, 4)
     for other in ({"memory_bytes": 2**35}, {}, {"memory_bytes": 2**30, "encoder_weights": "hermes.pth"}):
         assert not METHOD.propose(Situation(**other, **common)).config
     for encoder in METHOD.needs.encoders:
