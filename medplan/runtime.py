@@ -81,7 +81,7 @@ class Runtime:
             precision = _fastest(chosen)
         alone = cls(device=chosen, rank=rank, world=world, precision=precision)
         # GPUs of several kinds compute in what all of them have.
-        return replace(alone, precision=_PRECISIONS[alone.any(_PRECISIONS.index(precision))])
+        return replace(alone, precision=_PRECISIONS[alone.largest(_PRECISIONS.index(precision))])
 
     @property
     def is_main(self) -> bool:
@@ -125,7 +125,7 @@ class Runtime:
             for tensor, part in zip(bucket, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
 
-    def any(self, flag: int) -> int:
+    def largest(self, flag: int) -> int:
         """Return the largest flag over the ranks, so that all ranks act on it at the same step."""
         if self.world == 1:
             return flag

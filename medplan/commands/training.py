@@ -218,7 +218,7 @@ def _open_store(
         except PlanError:
             print("Some cases are not preprocessed yet; doing that first.")
             prepare_cases(space, plan, workers=workers)
-    runtime.any(0)  # the other ranks wait here until the cases are there
+    runtime.largest(0)  # the other ranks wait here until the cases are there
     return CaseStore(folders, plan, fold)
 
 

@@ -61,7 +61,7 @@ def lasting(
         raise _too_slow(minutes, max(costs.values()), plan)
     # Phases of a fixed length weigh more in a short training: the mean is that of the length found first.
     mean = _mean_cost(type(method), _with_iterations(plan, iterations), costs)
-    iterations = -runtime.any(-max(1, int(seconds / mean)))
+    iterations = -runtime.largest(-max(1, int(seconds / mean)))
     logger.info("%d iterations fit into %g minutes, at %.2g s each.", iterations, minutes, mean)
     return _with_iterations(plan, iterations)
 
@@ -106,10 +106,10 @@ def _seconds_per_step(
         runtime.wait()
         taken = time.monotonic() - start
         # The first step also starts workers and chooses algorithms, and says less.
-        if runtime.any(int(taken * (10 if number else 1) > minutes * 60)):
+        if runtime.largest(int(taken * (10 if number else 1) > minutes * 60)):
             numbered.close()
             raise _too_slow(minutes, taken, plan)
-    each = runtime.any(max(1, min(MOST_STEPS, int(1 / max(time.monotonic() - start, 1e-3)))))
+    each = runtime.largest(max(1, min(MOST_STEPS, int(1 / max(time.monotonic() - start, 1e-3)))))
     start = time.monotonic()
     for fraction in FRACTIONS:
         for _ in range(each):

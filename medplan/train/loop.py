@@ -178,7 +178,7 @@ def take_step(
 def _asked_to_stop(folder: Path, signals: Signals, runtime: Runtime) -> Status | None:
     """Return how a signal or a file named STOP asks to end; all ranks return the same."""
     has_file = runtime.is_main and (folder / "STOP").exists()
-    code = runtime.any(signals.received or (1000 if has_file else 0))
+    code = runtime.largest(signals.received or (1000 if has_file else 0))
     if code == 1000:
         logger.info("Stopping, as the file STOP in %s asks; everything is saved.", folder)
         if runtime.is_main:

@@ -125,7 +125,8 @@ class Run:
             if self.at.phase + 1 == len(self.phases):
                 self.at.is_over = True
             else:
-                self._keep_phase()
+                if self.phase.num_steps > 0:  # to start another run from (``--encoder-weights``)
+                    self._save_weights(self.phase.name, score=self.at.score)
                 self._enter_phase(self.at.phase + 1)
         return not self.at.is_over
 
@@ -152,7 +153,7 @@ class Run:
         is_better = at.best_score is None or at.score > at.best_score
         if is_better:
             at.best_score, at.best_total, at.stale = at.score, at.total, 0
-            self._save_best()
+            self._save_weights("best", score=self.at.best_score)
         else:
             at.stale += 1
         logger.info(
@@ -184,7 +185,7 @@ class Run:
     def finish(self, status: Status) -> None:
         """Write the record, and the weights as ``best.pt`` where no validation has chosen any."""
         if self.at.best_score is None:
-            self._save_best()
+            self._save_weights("best", score=self.at.best_score)
         if self.at.total == 0:
             self.save()
         self.write_record(status)
@@ -263,27 +264,15 @@ class Run:
         if self.runtime.world > 1:
             self.runtime.broadcast([*(p.data for p in self.method.parameters()), *self.method.buffers()])
 
-    def _keep_phase(self) -> None:
-        """Keep the weights that a phase ends with, to start another run from (``--encoder-weights``)."""
-        if self.runtime.is_main and self.phase.num_steps > 0:
-            checkpoint.save_weights(
-                self.folder / f"{self.phase.name}.pt",
-                self.method,
-                self.plan,
-                fold=self.fold,
-                step=self.at.total,
-                score=self.at.score,
-            )
-
-    def _save_best(self) -> None:
+    def _save_weights(self, name: str, *, score: float | None) -> None:
         if self.runtime.is_main:
             checkpoint.save_weights(
-                self.folder / "best.pt",
+                self.folder / f"{name}.pt",
                 self.method,
                 self.plan,
                 fold=self.fold,
                 step=self.at.total,
-                score=self.at.best_score,
+                score=score,
             )
 
     def _plot(self) -> None:

@@ -56,7 +56,7 @@ def test_ranks_with_gpus_of_several_kinds_compute_in_what_all_have(monkeypatch: 
 def test_alone_everything_is_its_own_average() -> None:
     runtime, tensor = Runtime(device=torch.device("cpu")), torch.ones(3)
     assert runtime.average([tensor])[0] is tensor
-    assert (runtime.any(3), runtime.gather("x")) == (3, ["x"])
+    assert (runtime.largest(3), runtime.gather("x")) == (3, ["x"])
 
 
 def test_volumes_two_voxels_deep_have_exact_gradients_on_the_cpu() -> None:
