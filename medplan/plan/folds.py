@@ -119,8 +119,8 @@ def keep_labels(
     count = max(1, round(number * len(training))) if is_fraction else round(number)
     order = sorted(everyone)
     np.random.RandomState(seed).shuffle(order)
-    chosen = [case for case in order if case in set(training)][:count]
-    return tuple(sorted(chosen))
+    own = set(training)
+    return tuple(sorted([case for case in order if case in own][:count]))
 
 
 def assign_roles(
@@ -216,10 +216,9 @@ def _by_domain(
     inside = [entry for entry in entries if entry.id not in left_out]
     hidden: set[str] = set()
     if source is not None or target is not None:
-        sources = [entry for entry in inside if _is_source(entry, source, target)]
-        targets = [entry for entry in inside if target is None or entry.domain == target]
-        hidden = {entry.id for entry in targets} - {entry.id for entry in sources}
-        inside = [entry for entry in inside if entry in sources or entry.id in hidden]
+        sources = {entry.id for entry in inside if _is_source(entry, source, target)}
+        hidden = {entry.id for entry in inside if target is None or entry.domain == target} - sources
+        inside = [entry for entry in inside if entry.id in sources or entry.id in hidden]
         reasons["folds.domains"] = (
             f"labels of {source or f'all but {target}'} only, validation among them; "
             f"cases of {target or 'the other domains'} are unlabelled, their labels are not used"
