@@ -5,7 +5,7 @@ decision leaves one line in `Plan.reasons`; a choice of the user beats every rul
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -120,7 +120,10 @@ def decide(
     proposal = method_class.propose(replace(situation(fingerprints, overrides), memory_bytes=memory))
     if not proposal.fits:
         raise MethodError(f"{method}: {proposal.reason}.")
-    reasons: dict[str, str] = {"method": proposal.reason, **proposal.reasons}
+    # Those of the training's numbers are given under their keys of the plan.
+    of_training = {each.name for each in fields(Training)}
+    proposed = {key: why for key, why in proposal.reasons.items() if key not in of_training}
+    reasons = {"method": proposal.reason, **proposed}
     dims = _dims(method, needs, proposal, facts, overrides, reasons)
     grid = _grid(needs, proposal, facts, dims, overrides, reasons)
     encoder = _encoder(method, needs, proposal, overrides, reasons)

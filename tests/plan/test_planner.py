@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from medplan.errors import MethodError, PlanError
+from medplan.method import Proposal, Situation
 from medplan.methods.supervised import METHOD
 from medplan.plan.overrides import Overrides, apply_settings
 from medplan.plan.planner import make_plan, situation
@@ -172,6 +173,18 @@ def test_a_batch_is_no_more_than_a_twentieth_of_the_data(plan: Make, fingerprint
     assert many.training.batch_size == 10
     few = plan(fingerprint(shape=(40, 40, 40), spacing_mm=(1.5, 1.5, 1.5), num_labelled=5))
     assert few.training.batch_size == 2
+
+
+def test_a_reason_of_the_method_gives_way_to_the_user(plan: Make, fingerprint: Make, toy: Make) -> None:
+    class Proposing(toy()):  # type: ignore[misc]
+        @classmethod
+        def propose(cls, situation: Situation) -> Proposal:
+            reasons = {"batch_size": "one pair", "lr": "as published"}
+            return Proposal(fits=True, score=50, reason="a toy", batch_size=1, lr=0.1, reasons=reasons)
+
+    made = plan(fingerprint(), method=Proposing, batch_size=3)
+    assert made.reasons["training.lr"] == "as published"
+    assert "one pair" not in made.reasons.values() and not {"batch_size", "lr"} & made.reasons.keys()
 
 
 def test_overrides_beat_every_rule_and_are_the_reason(plan: Make, fingerprint: Make) -> None:
