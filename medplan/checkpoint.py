@@ -8,7 +8,7 @@ A model file is a dictionary with ``format`` (1), ``plan`` (the plan as plain da
 import os
 import pickle
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from medplan.records import decode, encode
 __all__ = [
     "check",
     "load",
-    "load_encoder",
     "load_published",
     "load_weights",
     "plan_of",
@@ -137,38 +136,6 @@ def restore(module: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> 
     found = [("missing", sorted(missing)), ("unknown", sorted(unknown)), ("of another shape", shapes)]
     problems = "; ".join(f"{kind}: {_listing(keys)}" for kind, keys in found if keys)
     raise CheckpointError(f"{where}: the weights do not fit the network. {problems}.")
-
-
-def load_encoder(
-    module: nn.Module,
-    path: Path,
-    key_map: Callable[[str], str | None] = lambda key: key,
-    *,
-    may_miss: Iterable[str] = (),
-) -> None:
-    """Load published weights into (a part of) a network.
-
-    Args:
-        path: a file that `torch.load` reads without running code, or a ``.safetensors`` file. A dictionary
-            that holds the weights under ``state_dict``, ``model`` or ``weights`` is opened.
-        key_map: translates each key of the file into one of `module`, or into None to leave it out.
-        may_miss: prefixes of keys of `module` that the file need not have (a new first layer or head).
-
-    Raises: CheckpointError listing the keys that are missing, unknown or of another shape.
-    """
-    found = load_published(path)
-    for wrapper in ("state_dict", "model", "weights"):
-        if isinstance(found.get(wrapper), Mapping):
-            found = dict(found[wrapper])
-    if not any(isinstance(value, Tensor) for value in found.values()):
-        raise CheckpointError(f"{path}: holds no weights, but {_listing(map(str, found))}.")
-    renamed = {key_map(key): value for key, value in found.items() if isinstance(value, Tensor)}
-    weights = {key: value for key, value in renamed.items() if key is not None}
-    own, excused = module.state_dict(), tuple(may_miss)
-    for key, tensor in own.items():
-        if key.startswith(excused) and excused and key not in weights:
-            weights[key] = tensor
-    restore(module, weights, where=str(path))
 
 
 def load_published(path: Path) -> dict[str, Any]:

@@ -77,29 +77,6 @@ def test_other_dictionaries_and_other_formats_are_told_apart(tmp_path: Path) -> 
         checkpoint.check({"format": 9, "plan": {}, "weights": {}}, path=tmp_path)
 
 
-def test_published_encoders_are_loaded_through_a_key_map(tmp_path: Path) -> None:
-    source = nn.Linear(2, 2)
-    torch.save(
-        {
-            "state_dict": {
-                "module.fc.weight": source.weight,
-                "module.fc.bias": source.bias,
-                "head": torch.ones(1),
-            }
-        },
-        tmp_path / "x.pth",
-    )
-    target = nn.ModuleDict({"proj": nn.Linear(2, 2), "new": nn.Linear(2, 1)})
-
-    def rename(key: str) -> str | None:
-        return None if key == "head" else key.replace("module.fc", "proj")
-
-    checkpoint.load_encoder(target, tmp_path / "x.pth", rename, may_miss=("new.",))
-    assert torch.equal(target["proj"].weight, source.weight)
-    with pytest.raises(CheckpointError, match=r"missing: new\.bias, new\.weight"):
-        checkpoint.load_encoder(target, tmp_path / "x.pth", rename)
-
-
 def test_published_keras_files_are_read_by_their_full_names(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "weights.h5", "w") as file:
