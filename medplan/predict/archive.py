@@ -13,7 +13,8 @@ import shutil
 import stat
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
@@ -28,7 +29,7 @@ from medplan.preprocess.atlas import atlas_path
 from medplan.records import decode, encode, write_json
 from medplan.workspace import Workspace
 
-__all__ = ["Manifest", "export", "install", "unpack"]
+__all__ = ["Manifest", "export", "install", "opened", "unpack"]
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -136,6 +137,21 @@ def unpack(archive: Path, folder: Path) -> Path:
     except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
         raise CheckpointError(f"{archive}: cannot be unpacked ({error}). Copy it again.") from None
     return folder
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Path]:
+    """Yield the run folder at a path, or that in an archive, which is unpacked for the time being.
+
+    Raises: CheckpointError if it is neither, or as `install` does.
+    """
+    if path.is_dir():
+        yield path
+        return
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"'{path}' is neither a run folder nor a zip made by 'medplan export'.")
+    with tempfile.TemporaryDirectory(prefix="medplan-") as scratch:
+        yield unpack(path, Path(scratch) / "run")
 
 
 def read_manifest(archive: Path) -> Manifest:

@@ -3,8 +3,6 @@
 import copy
 import hashlib
 import logging
-import tempfile
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -19,11 +17,11 @@ from torch import Tensor
 from medplan import checkpoint as checkpoints
 from medplan import registry
 from medplan.data.images import Geometry, Image, read_image, write_label
-from medplan.errors import CheckpointError, DataError, UsageError
+from medplan.errors import DataError, UsageError
 from medplan.method import Method, Predictor, Volume
 from medplan.plan.schema import DatasetPlan, Fold, Plan
 from medplan.predict import postprocess
-from medplan.predict.archive import unpack
+from medplan.predict.archive import opened
 from medplan.predict.folder import find_folds, read_atlas, read_support
 from medplan.predict.members import check_alike, choose, hash_state, mean_of
 from medplan.predict.options import Options, choose_dataset, only
@@ -133,58 +131,39 @@ class Model:
         Raises: CheckpointError if there is no such model or it is damaged; UsageError for an unknown dataset
             or support case.
         """
-        source = Path(path)
         runtime = Runtime.choose(device, precision=precision)
-        if source.is_dir():
-            return cls._load(source, folds, checkpoint, runtime, dataset, support, classes)
-        if not source.is_file() or not zipfile.is_zipfile(source):
-            raise CheckpointError(f"'{source}' is neither a run folder nor a zip made by 'medplan export'.")
-        with tempfile.TemporaryDirectory(prefix="medplan-") as scratch:
-            unpacked = unpack(source, Path(scratch) / "run")
-            return cls._load(unpacked, folds, checkpoint, runtime, dataset, support, classes)
-
-    @classmethod
-    def _load(
-        cls,
-        run: Path,
-        folds: Sequence[Fold] | None,
-        checkpoint: Literal["best", "last"],
-        runtime: Runtime,
-        dataset: str | None,
-        support: Sequence[str],
-        classes: Sequence[str],
-    ) -> "Model":
-        found = find_folds(run, folds=folds, checkpoint=checkpoint)
-        digest = hashlib.blake2b(digest_size=16)
-        members, plans = [], []
-        for fold in found:
-            state = checkpoints.load(fold.checkpoint)
-            plan = checkpoints.plan_of(state, path=fold.checkpoint)
-            plans.append(plan)
-            # The checkpoint holds every weight: the file that training started from may be gone.
-            method = registry.find(plan.method)(replace(plan, encoder_weights=None))
-            checkpoints.restore(method, state["weights"], where=str(fold.checkpoint))
-            method.to(runtime.device).eval().requires_grad_(False)
-            examples = choose(read_support(fold.folder), support, run)
-            members.append(_Member(method=method, support=examples))
-            hash_state(digest, state["weights"], examples)
-        check_alike(plans, run)
-        of_run = (run / postprocess.FILE_NAME).is_file()
-        record = postprocess.read_common([run] if of_run else [fold.folder for fold in found])
-        digest.update(repr(plans[0]).encode())
-        atlas = read_atlas(found[0].folder, plans[0].grid)
-        if atlas is not None:
-            digest.update(np.ascontiguousarray(atlas.volume).data)
-        return cls(
-            members,
-            plan=plans[0],
-            dataset=choose_dataset(plans[0], dataset, classes),
-            folds=tuple(fold.fold for fold in found),
-            runtime=runtime,
-            digest=digest.hexdigest(),
-            postprocessing=record,
-            atlas=atlas,
-        )
+        with opened(Path(path)) as run:
+            found = find_folds(run, folds=folds, checkpoint=checkpoint)
+            digest = hashlib.blake2b(digest_size=16)
+            members, plans = [], []
+            for fold in found:
+                state = checkpoints.load(fold.checkpoint)
+                plan = checkpoints.plan_of(state, path=fold.checkpoint)
+                plans.append(plan)
+                # The checkpoint holds every weight: the file that training started from may be gone.
+                method = registry.find(plan.method)(replace(plan, encoder_weights=None))
+                checkpoints.restore(method, state["weights"], where=str(fold.checkpoint))
+                method.to(runtime.device).eval().requires_grad_(False)
+                examples = choose(read_support(fold.folder), support, run)
+                members.append(_Member(method=method, support=examples))
+                hash_state(digest, state["weights"], examples)
+            check_alike(plans, run)
+            of_run = (run / postprocess.FILE_NAME).is_file()
+            record = postprocess.read_common([run] if of_run else [fold.folder for fold in found])
+            digest.update(repr(plans[0]).encode())
+            atlas = read_atlas(found[0].folder, plans[0].grid)
+            if atlas is not None:
+                digest.update(np.ascontiguousarray(atlas.volume).data)
+            return cls(
+                members,
+                plan=plans[0],
+                dataset=choose_dataset(plans[0], dataset, classes),
+                folds=tuple(fold.fold for fold in found),
+                runtime=runtime,
+                digest=digest.hexdigest(),
+                postprocessing=record,
+                atlas=atlas,
+            )
 
     @property
     def takes_prompts(self) -> bool:
