@@ -53,6 +53,14 @@ def plan(tmp_path):
     return ["plan_and_preprocess", *where, *small], where
 
 
+@pytest.mark.parametrize("weights", ["sam_tiny.pth", "none"])
+def test_a_weight_file_that_is_not_there_is_said_with_the_plan(plan, tmp_path, monkeypatch, capsys, weights):
+    (_, *options), _ = plan
+    monkeypatch.setenv("MEDPLAN_WEIGHTS", str(tmp_path))
+    assert main(["plan", *options, "--encoder-weights", weights]) == 0
+    assert ("Before training: The weight file" in capsys.readouterr().out) == (weights != "none")
+
+
 @pytest.mark.slow
 def test_released_adapters_become_a_model_without_a_step(plan, tmp_path, monkeypatch):
     command, where = plan

@@ -7,7 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medplan.errors import PlanError, UsageError
+from medplan.errors import CheckpointError, PlanError, UsageError
 from medplan.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def make_plans(
         workers: threads to measure datasets with.
         refresh: measure the datasets again, also those that look unchanged.
     """
-    from medplan import registry
+    from medplan import registry, weights
     from medplan.plan.recommend import format_table, recommend
     from medplan.records import write_json
     from medplan.runtime import device_memory
@@ -114,6 +114,11 @@ def make_plans(
         )
     for made in plans:
         print(f"Plan: {write_json(made, space.plan_path(made.name, made.method))}")
+    if plans[0].encoder_weights is not None:
+        try:
+            weights.locate_all(plans[0].encoder_weights)
+        except CheckpointError as error:
+            print(f"Before training: {error}")
     return plans[0]
 
 
