@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             format="%(message)s",
             stream=sys.stderr,
         )
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of its caches
         run(**options)
         return 0
     except MedplanError as error:

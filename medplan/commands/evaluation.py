@@ -90,8 +90,27 @@ def report(
             for fold in fold_folders
             for evaluation in _validation(space, fold.folder, datasets, trained.checkpoint)
         ]
+        evaluations = [*_over_folds(evaluations), *evaluations]
     page = write_report(fold_folders[0].folder, output or source / "report.html", evaluations=evaluations)
     print(f"Report: {page}")
+
+
+def _over_folds(evaluations: Sequence["Evaluation"]) -> list["Evaluation"]:
+    """Return the folds that were evaluated alike as one, which is what a cross-validation reports."""
+    from medplan.evaluate.report import Evaluation
+    from medplan.evaluate.summary import joined
+
+    groups: dict[str, list[Evaluation]] = {}
+    for each in evaluations:
+        groups.setdefault(each.group, []).append(each)
+    found = []
+    for group in groups.values():
+        summary = joined([each.summary for each in group]) if len(group) > 1 else None
+        if summary is not None:
+            images = {case: paths for each in group for case, paths in each.images.items()}
+            what = group[0].name.partition(", ")[2]
+            found.append(Evaluation(name=f"{len(group)} folds, {what}", summary=summary, images=images))
+    return found
 
 
 def _validation(
@@ -115,7 +134,9 @@ def _validation(
             cases = ()
         found.append(
             Evaluation(
-                name=f"{folder.name}, {name} checkpoint",
+                name=", ".join(
+                    [folder.name, *([dataset] if len(datasets) > 1 else []), f"{name} checkpoint"]
+                ),
                 summary=read_summary(path),
                 images={case.id: case.images for case in cases},
                 group=f"{dataset}, {name} checkpoint",

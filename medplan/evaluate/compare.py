@@ -14,7 +14,7 @@ import numpy.typing as npt
 from medplan.errors import DataError
 from medplan.evaluate.summary import CSV_COLUMNS, Interval, Summary, csv_rows, interval_of
 
-__all__ = ["SHOWN", "Comparison", "Difference", "Entry", "compare", "csv_of", "text_of"]
+__all__ = ["SHOWN", "Comparison", "Difference", "Entry", "compare", "csv_of", "spread_of", "text_of"]
 
 SHOWN = ("dice", "hd95", "nsd")
 
@@ -174,7 +174,7 @@ def text_of(comparison: Comparison) -> str:
         dice, hd95, nsd = (comparison.interval(entry, metric) for metric in SHOWN)
         lines.append(
             [
-                entry.name, str(len(entry.runs)), _number(dice.mean), _spread(dice),
+                entry.name, str(len(entry.runs)), _number(dice.mean), spread_of(dice),
                 _number(comparison.case_deviation(entry)), _number(comparison.run_deviation(entry)),
                 _number(hd95.mean, 1), _number(nsd.mean), f"{comparison.failures(entry, 'missed'):g}",
                 f"{comparison.failures(entry, 'false alarm'):g}",
@@ -195,7 +195,7 @@ def text_of(comparison: Comparison) -> str:
             better, worse = sum(v > 0 for v in values), sum(v < 0 for v in values)
             lines.append(
                 [
-                    entry.name, f"{found.mean.mean:+.3f}", _spread(found.mean, sign="+"), str(better),
+                    entry.name, f"{found.mean.mean:+.3f}", spread_of(found.mean, sign="+"), str(better),
                     str(worse), _number(found.p, 4),
                 ]
             )  # fmt: skip
@@ -263,5 +263,6 @@ def _number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "-"
 
 
-def _spread(interval: Interval, *, sign: str = "") -> str:
+def spread_of(interval: Interval, *, sign: str = "") -> str:
+    """Return the bounds of an interval in words, each with a sign if one is wanted."""
     return f"{interval.low:{sign}.3f} to {interval.high:{sign}.3f}" if math.isfinite(interval.low) else "-"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from medplan.evaluate.charts import Dots, box_chart, line_chart
-from medplan.evaluate.compare import Comparison, Entry
+from medplan.evaluate.compare import Comparison, Entry, spread_of
 from medplan.evaluate.page import Cell, details, document, number, section, spread, table
 from medplan.evaluate.sections import dice_axis
 from medplan.evaluate.training_log import Curve
@@ -86,7 +86,8 @@ def _differences(comparison: Comparison) -> str:
         values = list(found.cases.values())
         rows.append(
             [
-                Cell.text(entry.name), Cell(f"{found.mean.mean:+.3f}"), Cell(spread(found.mean)),
+                Cell.text(entry.name), Cell(f"{found.mean.mean:+.3f}"),
+                Cell(escape(spread_of(found.mean, sign="+"))),
                 Cell(str(sum(v > 0 for v in values))), Cell(str(sum(v < 0 for v in values))),
                 Cell(number(found.p, 4)),
             ]

@@ -10,7 +10,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ __all__ = [
     "class_keys",
     "csv_rows",
     "interval_of",
+    "joined",
     "read_summary",
     "write_summary",
 ]
@@ -157,6 +158,14 @@ class Summary:
         """Return the cases from the worst mean Dice to the best; cases without any class are left out."""
         scored = [case for case in self.cases if not math.isnan(case.mean("dice"))]
         return tuple(sorted(scored, key=lambda case: (case.mean("dice"), case.id)))
+
+
+def joined(summaries: Sequence[Summary]) -> Summary | None:
+    """Return the cases of several folds as one evaluation; None if a case is in two of them."""
+    cases = sorted((case for summary in summaries for case in summary.cases), key=lambda case: case.id)
+    if len({case.id for case in cases}) < len(cases):
+        return None
+    return replace(summaries[0], cases=tuple(cases), missing=tuple(m for s in summaries for m in s.missing))
 
 
 def interval_of(table: npt.NDArray[np.float64]) -> Interval:

@@ -10,7 +10,15 @@ import pytest
 from medplan.data.labels import LabelSpace
 from medplan.errors import DataError
 from medplan.evaluate.metrics import score_case
-from medplan.evaluate.summary import CaseScores, Summary, across, class_keys, read_summary, write_summary
+from medplan.evaluate.summary import (
+    CaseScores,
+    Summary,
+    across,
+    class_keys,
+    joined,
+    read_summary,
+    write_summary,
+)
 
 LABELS = LabelSpace(names=("liver", "spleen"), values=((1,), (7,)))
 
@@ -147,3 +155,11 @@ def test_the_table_has_a_row_per_case_and_class(tmp_path: Path) -> None:
 def test_regions_are_named_by_their_raw_values() -> None:
     labels = LabelSpace(names=("whole", "core"), values=((1, 2), (2,)), region_order=(1, 2))
     assert class_keys(labels) == ("(1, 2)", "2")
+
+
+def test_folds_join_to_one_evaluation_unless_they_share_a_case() -> None:
+    first, whole = make_summary(3), make_summary(6)
+    rest = replace(whole, cases=whole.cases[3:])
+    both = joined([rest, first])
+    assert both is not None and [case.id for case in both.cases] == [case.id for case in whole.cases]
+    assert joined([first, whole]) is None
