@@ -11,7 +11,7 @@ from medplan.evaluate.training_log import Curve
 
 __all__ = ["Dots", "box_chart", "line_chart", "scatter_chart", "ticks"]
 
-WIDTH = 500.0
+WIDTH, LINE_HEIGHT = 500.0, 200.0
 NUM_COLOURS = 8
 MAX_POINTS = 300
 
@@ -30,7 +30,6 @@ def line_chart(
     *,
     title: str,
     phases: Sequence[tuple[str, float]] = (),
-    height: float = 200.0,
 ) -> str:
     """Draw curves over the training step; noisy ones are thin with their running mean on top."""
     if not curves:
@@ -41,7 +40,7 @@ def line_chart(
     every = np.concatenate([np.asarray(curve.values) for curve in shown.values()])
     # A spike in the first steps should not flatten the rest of the curve.
     y_low, y_high = float(every.min()), float(np.percentile(every, 99.5))
-    frame = _Frame(x=(x_low, x_high), y=(y_low, y_high), height=height, bottom=26.0)
+    frame = _Frame(x=(x_low, x_high), y=(y_low, y_high), height=LINE_HEIGHT, bottom=26.0)
     parts = [frame.grid()]
     for name, start in list(phases)[1:]:
         x = frame.px(start)
@@ -69,7 +68,7 @@ def line_chart(
         )
     return (
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
-        f'<div class="legend">{"".join(legend)}</div>{_svg(parts, height, title)}</figure>'
+        f'<div class="legend">{"".join(legend)}</div>{_svg(parts, LINE_HEIGHT, title)}</figure>'
     )
 
 

@@ -33,7 +33,8 @@ CLASS_COLOURS = (
 
 Array = npt.NDArray[Any]
 MARGIN = 0.45
-INCHES = 3.2
+INCHES, DPI = 3.2, 130
+"""Of one of three planes."""
 MANY_CLASSES = 20
 
 
@@ -50,7 +51,7 @@ class _View:
 
 
 def overlay(
-    images: Sequence[Path], prediction: Path, reference: Path | None, *, keys: Sequence[str], dpi: int = 130
+    images: Sequence[Path], prediction: Path, reference: Path | None, *, keys: Sequence[str]
 ) -> bytes:
     """Draw one case as a JPEG.
 
@@ -64,7 +65,6 @@ def overlay(
         prediction: label file.
         reference: label file on the same grid, or None.
         keys: raw values of each class as in summary.json: "3" or "(1, 2)".
-        dpi: pixels per inch; one of three planes is 3.2 inches wide.
 
     Raises: DataError if the files do not fit together.
     """
@@ -75,7 +75,7 @@ def overlay(
     num_rows = 2 if len(keys) > 1 and reference is not None else 1
     inches = INCHES if len(views) > 1 else 1.6 * INCHES
     thickness = inches / INCHES * (1.0 if len(keys) <= MANY_CLASSES else 0.5)
-    figure = Figure(figsize=(inches * len(views), inches * num_rows), dpi=dpi, facecolor="black")
+    figure = Figure(figsize=(inches * len(views), inches * num_rows), dpi=DPI, facecolor="black")
     axes = figure.subplots(num_rows, len(views), squeeze=False, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
     figure.subplots_adjust(left=0, right=1, bottom=0, top=1)
     for column, view in enumerate(views):

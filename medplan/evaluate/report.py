@@ -23,6 +23,9 @@ __all__ = ["Evaluation", "write_report"]
 
 logger = logging.getLogger(__name__)
 
+NUM_WORST, NUM_MEDIAN, NUM_BEST = 4, 2, 2
+"""How many cases are shown with overlays."""
+
 OTHERS = {
     "seconds": "Seconds per step",
     "loader_wait": "Share of the time spent waiting for data",
@@ -48,24 +51,13 @@ class Evaluation:
     group: str = ""
 
 
-def write_report(
-    run_folder: Path,
-    output: Path,
-    *,
-    evaluations: Sequence[Evaluation],
-    title: str | None = None,
-    num_worst: int = 4,
-    num_median: int = 2,
-    num_best: int = 2,
-) -> Path:
+def write_report(run_folder: Path, output: Path, *, evaluations: Sequence[Evaluation]) -> Path:
     """Write the page.
 
     Args:
         run_folder: with any of ``log.jsonl``, ``plan.json`` and ``run.json``; what is missing is left out.
         output: the HTML file.
         evaluations: the first one is the one that cards and overlays are about; may be empty while training.
-        title: heading; by default the dataset and the method of the plan.
-        num_worst, num_median, num_best: how many cases are shown with overlays.
 
     Raises: UsageError if there is nothing to report.
     """
@@ -76,11 +68,11 @@ def write_report(
             f"{run_folder}: there is nothing to report, neither a log, nor a plan, nor an evaluation."
         )
     name, method = str(plan.get("name", "")), str(plan.get("method", ""))
-    heading = title or (f"{method} on {name}" if name and method else run_folder.name)
+    heading = f"{method} on {name}" if name and method else run_folder.name
     parts = [_header(heading, run_folder, plan, evaluations)]
     if evaluations:
         parts.append(_scores(evaluations))
-        parts.append(_cases(evaluations[0], num_worst=num_worst, num_median=num_median, num_best=num_best))
+        parts.append(_cases(evaluations[0]))
         if figures := sections.figures(evaluations[0].summary):
             parts.append(section("Figures besides", figures, hint=FIGURES_HINT))
     parts.append(_training(log))
@@ -129,14 +121,14 @@ def _per_class(evaluation: Evaluation) -> str:
     return sections.classes(evaluation.summary) + sections.distributions(evaluation.summary)
 
 
-def _cases(evaluation: Evaluation, *, num_worst: int, num_median: int, num_best: int) -> str:
+def _cases(evaluation: Evaluation) -> str:
     summary = evaluation.summary
     ranked = summary.ranked()
-    middle = max((len(ranked) - num_median) // 2, 0)
-    picks = [("worst", case) for case in ranked[:num_worst]]
-    picks += [("median", case) for case in ranked[middle : middle + num_median]]
-    picks += [("best", case) for case in reversed(ranked[max(len(ranked) - num_best, 0) :])]
-    if len(ranked) <= num_worst:  # all of them are shown, and none stands out
+    middle = max((len(ranked) - NUM_MEDIAN) // 2, 0)
+    picks = [("worst", case) for case in ranked[:NUM_WORST]]
+    picks += [("median", case) for case in ranked[middle : middle + NUM_MEDIAN]]
+    picks += [("best", case) for case in reversed(ranked[max(len(ranked) - NUM_BEST, 0) :])]
+    if len(ranked) <= NUM_WORST:  # all of them are shown, and none stands out
         picks = [(f"{place} of {len(ranked)}", case) for place, case in enumerate(ranked, 1)]
     shown: dict[str, str] = {}
     for kind, case in picks:

@@ -127,10 +127,7 @@ def predict_classes(
     labels: LabelSpace,
     *,
     patch_size: Voxel,
-    step: float = 0.5,
-    mirror_axes: Sequence[int] = (),
     device: torch.device | str = "cpu",
-    batch_size: int | None = None,
     autocast: Autocast = nullcontext,
 ) -> npt.NDArray[np.int16]:
     """Return (Z, Y, X) codes on the preprocessed grid, to be compared with `case.label()`.
@@ -143,10 +140,7 @@ def predict_classes(
         case,
         patch_size=patch_size,
         num_outputs=labels.num_outputs,
-        step=step,
-        mirror_axes=mirror_axes,
         device=device,
-        batch_size=batch_size,
         autocast=autocast,
     )
     codes = np.empty(case.shape, dtype=np.int16)

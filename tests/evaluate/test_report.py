@@ -123,9 +123,11 @@ def test_the_page_shows_worst_median_and_best_cases_once(page: Path) -> None:
     assert shown[0][1] == "case11"
 
 
-def test_texts_are_escaped(evaluation: Evaluation, run_folder: Path, tmp_path: Path) -> None:
+def test_texts_are_escaped(evaluation: Evaluation, tmp_path: Path) -> None:
     bare = Evaluation(name="<i>test</i>", summary=evaluation.summary)
-    text = write_report(run_folder, tmp_path / "r.html", evaluations=[bare], title="<b>A & B</b>").read_text()
+    plan = {"name": "<b>A & B</b>", "method": "toy", "reasons": {"patch_size": "fits <24> GB"}}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    text = write_report(tmp_path, tmp_path / "r.html", evaluations=[bare]).read_text()
     assert "&lt;b&gt;A &amp; B&lt;/b&gt;" in text and "<b>A & B" not in text
     assert "liver &lt;left &amp; right&gt;" in text and "<left" not in text
     assert "fits &lt;24&gt; GB" in text
@@ -188,7 +190,7 @@ def test_a_broken_image_is_said_so_in_its_place(
     broken = Evaluation(
         name="test", summary=evaluation.summary, images={"case11": (tmp_path / "gone.nii.gz",)}
     )
-    text = write_report(run_folder, tmp_path / "r.html", evaluations=[broken], num_worst=1).read_text()
+    text = write_report(run_folder, tmp_path / "r.html", evaluations=[broken]).read_text()
     assert "No overlay" in text and "gone.nii.gz" in text
 
 
