@@ -1,8 +1,8 @@
 """What is wrong with a raw dataset, one sentence per finding.
 
-Tolerances: the spacings of two files agree within 0.1 %, their origins within 0.1 % of the spacing (but at
-least 0.001 mm), their direction cosines within 0.001. Header values are stored as float32, so that smaller
-differences say nothing.
+Tolerances: the spacings of two files agree within 0.1 %, their origins within 0.1 % of the smallest spacing
+(but at least 0.001 mm), their direction cosines within 0.001. Header values are stored as float32, so that
+smaller differences say nothing.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ __all__ = ["Finding", "Loaded", "check", "differences", "inspect"]
 Array = npt.NDArray[Any]
 
 SPACING_TOLERANCE = 1e-3
-ORIGIN_TOLERANCE_MM = 1e-3
+ORIGIN_TOLERANCE, LEAST_ORIGIN_MM = 1e-3, 1e-3
 DIRECTION_TOLERANCE = 1e-3
 ROUNDING_TOLERANCE = 1e-2
 """Labels this near to integers are rounded by a repair."""
@@ -111,8 +111,19 @@ def inspect(case: RawCase, dataset: Dataset) -> tuple[Loaded | None, tuple[Findi
     return Loaded(array=array, geometry=geometry, label=label, counts=counts), tuple(notes.found)
 
 
-def differences(found: Geometry, expected: Geometry) -> dict[str, str]:
-    """Return in what two grids differ (``shape``, ``spacing``, ``origin``, ``direction``), with values."""
+def differences(
+    found: Geometry,
+    expected: Geometry,
+    *,
+    origin: float = ORIGIN_TOLERANCE,
+    direction: float = DIRECTION_TOLERANCE,
+) -> dict[str, str]:
+    """Return in what two grids differ (``shape``, ``spacing``, ``origin``, ``direction``), with values.
+
+    Args:
+        origin: what origins may differ by, as a share of the smallest spacing; at least 0.001 mm.
+        direction: what each direction cosine may differ by.
+    """
     result: dict[str, str] = {}
     if found.shape != expected.shape:
         result["shape"] = f"{found.shape} vs {expected.shape} voxels (z, y, x)"
@@ -122,10 +133,10 @@ def differences(found: Geometry, expected: Geometry) -> dict[str, str]:
     if bool((np.abs(one - other) > SPACING_TOLERANCE * other).any()):
         result["spacing"] = f"{_rounded(found.spacing_mm)} vs {_rounded(expected.spacing_mm)} mm (z, y, x)"
     shift = np.abs(np.array(found.origin_mm) - np.array(expected.origin_mm))
-    if float(shift.max()) > max(ORIGIN_TOLERANCE_MM, SPACING_TOLERANCE * float(other.max())):
+    if float(shift.max()) > max(LEAST_ORIGIN_MM, origin * float(other.min())):
         result["origin"] = f"{_rounded(found.origin_mm)} vs {_rounded(expected.origin_mm)} mm (x, y, z)"
     turn = np.abs(np.array(found.direction) - np.array(expected.direction))
-    if float(turn.max()) > DIRECTION_TOLERANCE:
+    if float(turn.max()) > direction:
         result["direction"] = f"{_rounded(found.direction)} vs {_rounded(expected.direction)}"
     return result
 

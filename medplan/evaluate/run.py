@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
-from medplan.data.images import IMAGE_ENDINGS, PICTURE_ENDINGS, Geometry, ending_of, read_label
+from medplan.data.checks import differences
+from medplan.data.formats import IMAGE_ENDINGS, ending_of, stem_of
+from medplan.data.geometry import Geometry
+from medplan.data.images import read_label
 from medplan.data.labels import LabelSpace
 from medplan.errors import DataError, did_you_mean
 from medplan.evaluate.metrics import score_case
@@ -20,10 +21,9 @@ __all__ = ["evaluate", "evaluate_pairs", "pair_up"]
 
 logger = logging.getLogger(__name__)
 
-SPACING_TOLERANCE = 1e-3  # relative
 EXTRAS = "_extras.json"
-ORIGIN_TOLERANCE = 0.1  # of the smallest spacing
-DIRECTION_TOLERANCE = 1e-2  # of each cosine
+ORIGIN_TOLERANCE, DIRECTION_TOLERANCE = 0.1, 1e-2
+"""See `differences`; wider than for a dataset, since other programs write predictions too."""
 
 
 def evaluate(
@@ -90,7 +90,7 @@ def evaluate_pairs(
         case, predicted, truth = pair
         prediction, predicted_grid = read_label(predicted)
         reference, true_grid = read_label(truth)
-        _same_grid(case, (predicted, predicted_grid), (truth, true_grid))
+        _expect_one_grid(case, (predicted, predicted_grid), (truth, true_grid))
         scores = score_case(
             prediction, reference, labels=labels, spacing_mm=true_grid.spacing_mm, surface=surface,
             tolerance_mm=tolerance_mm, names=(f"{predicted}", f"{truth}"),
@@ -157,7 +157,7 @@ def _figures_of(prediction: Path) -> dict[str, float]:
 
     Raises: DataError if it does not hold an object of JSON.
     """
-    path = prediction.with_name(prediction.name.removesuffix(ending_of(prediction)) + EXTRAS)
+    path = prediction.with_name(stem_of(prediction) + EXTRAS)
     if not path.is_file():
         return {}
     try:
@@ -187,45 +187,34 @@ def label_files(path: Path) -> dict[str, Path]:
 
     Raises: DataError if there are none, or two of one case.
     """
-    endings = sorted({*IMAGE_ENDINGS, *PICTURE_ENDINGS}, key=len, reverse=True)
     if path.is_file():
-        return {path.name.removesuffix(ending_of(path)): path}
+        return {stem_of(path): path}
     if not path.is_dir():
         raise DataError(f"{path}: there is no such folder or file; name a folder of label files.")
     # What ``predict --extras`` wrote besides the segmentation is not a prediction to be scored.
     besides = tuple(file.name.removesuffix(EXTRAS) + "_" for file in path.glob(f"*{EXTRAS}"))
     files: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
-        ending = next((e for e in endings if file.name.lower().endswith(e)), None)
-        if ending is None or file.name.startswith((".", *besides)) or not file.is_file():
+        if not ending_of(file) or file.name.startswith((".", *besides)) or not file.is_file():
             continue
-        case = file.name[: -len(ending)]
+        case = stem_of(file)
         if case in files:
             raise DataError(
                 f"{path}: both '{files[case].name}' and '{file.name}' are case '{case}'; remove one."
             )
         files[case] = file
     if not files:
-        raise DataError(f"{path}: there are no label files in it (looked for {', '.join(sorted(endings))}).")
+        raise DataError(f"{path}: there are no label files in it (looked for {', '.join(IMAGE_ENDINGS)}).")
     return files
 
 
-def _same_grid(case: str, predicted: tuple[Path, Geometry], true: tuple[Path, Geometry]) -> None:
+def _expect_one_grid(case: str, predicted: tuple[Path, Geometry], true: tuple[Path, Geometry]) -> None:
     (file, found), (reference, expected) = predicted, true
-    difference = None
-    if found.shape != expected.shape:
-        difference = f"shape {found.shape} against {expected.shape} voxels (z, y, x)"
-    elif found.spacing_mm is not None and expected.spacing_mm is not None:
-        allowed = ORIGIN_TOLERANCE * min(expected.spacing_mm)
-        if not np.allclose(found.spacing_mm, expected.spacing_mm, rtol=SPACING_TOLERANCE, atol=0):
-            difference = f"spacing {found.spacing_mm} against {expected.spacing_mm} mm (z, y, x)"
-        elif not np.allclose(found.direction, expected.direction, rtol=0, atol=DIRECTION_TOLERANCE):
-            difference = f"direction {found.direction} against {expected.direction}"
-        elif not np.allclose(found.origin_mm, expected.origin_mm, rtol=0, atol=allowed):
-            difference = f"origin {found.origin_mm} against {expected.origin_mm} mm (x, y, z)"
-    if difference:
+    different = differences(found, expected, origin=ORIGIN_TOLERANCE, direction=DIRECTION_TOLERANCE)
+    if different:
+        what, values = next(iter(different.items()))
         raise DataError(
-            f"case '{case}': prediction and reference lie on different grids, {difference}  "
+            f"case '{case}': prediction and reference lie on different grids, {what} {values}  "
             f"[{file}, {reference}]. Predict on the grid of the image that the reference was drawn on, "
             "or re-export one of them."
         )
