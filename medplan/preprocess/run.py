@@ -61,8 +61,36 @@ def preprocess(
     Raises: DataError listing every case that failed and why, after all others are done.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    named = {case for roles in plan.folds for ids in roles.values() for case in ids}
+    tested = {case.id: case for case in dataset.test_cases if case.id in named}
+    cases = list((tested | {case.id: case for case in dataset.cases}).values())
+    workers = max(1, min(workers, len(cases)))
+    failed: dict[str, str] = {}
     with _alone(folder):
-        return _preprocess(dataset, plan, grid, folder, workers=workers, atlas=atlas)
+        atlas = _atlas(dataset, plan, grid, folder) if atlas is None else atlas
+        facts = _facts(plan, grid)
+        if atlas is not None:
+            facts += hashlib.blake2b(atlas.volume.tobytes()).hexdigest()
+        pool = ThreadPoolExecutor(workers, "preprocess")
+        try:
+            futures = {pool.submit(_case, case, plan, grid, folder, facts, atlas): case.id for case in cases}
+            for done in track(as_completed(futures), label=f"preprocessing {plan.name}", total=len(futures)):
+                # One bad case must not cost the others; it is reported with all the rest at the end.
+                error = done.exception()
+                if error is not None:
+                    known = isinstance(error, MedplanError)
+                    reason = str(error) if known else f"{type(error).__name__}: {error}"
+                    failed[futures[done]] = reason
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if failed:
+        listed = "\n".join(f"  {case}: {reason}" for case, reason in sorted(failed.items()))
+        raise DataError(
+            f"{len(failed)} of {len(cases)} cases of '{plan.name}' could not be preprocessed; the others are "
+            "done. Correct them, or list them under 'exclude' in dataset.json, and run the same command "
+            f"again:\n{listed}"
+        )
+    return atlas
 
 
 @contextmanager
@@ -74,46 +102,6 @@ def _alone(folder: Path) -> Iterator[None]:
             while not try_lock(file.fileno()):
                 time.sleep(0.2)
         yield
-
-
-def _preprocess(
-    dataset: Dataset,
-    plan: DatasetPlan,
-    grid: Grid,
-    folder: Path,
-    *,
-    workers: int,
-    atlas: Atlas | None,
-) -> Atlas | None:
-    named = {case for roles in plan.folds for ids in roles.values() for case in ids}
-    tested = {case.id: case for case in dataset.test_cases if case.id in named}
-    cases = list((tested | {case.id: case for case in dataset.cases}).values())
-    workers = max(1, min(workers, len(cases)))
-    atlas = _atlas(dataset, plan, grid, folder) if atlas is None else atlas
-    facts = _facts(plan, grid)
-    if atlas is not None:
-        facts += hashlib.blake2b(atlas.volume.tobytes()).hexdigest()
-    failed: dict[str, str] = {}
-    pool = ThreadPoolExecutor(workers, "preprocess")
-    try:
-        futures = {pool.submit(_case, case, plan, grid, folder, facts, atlas): case.id for case in cases}
-        for done in track(as_completed(futures), label=f"preprocessing {plan.name}", total=len(futures)):
-            # One bad case must not cost the others; it is reported with all the rest at the end.
-            error = done.exception()
-            if error is not None:
-                known = isinstance(error, MedplanError)
-                reason = str(error) if known else f"{type(error).__name__}: {error}"
-                failed[futures[done]] = reason
-    finally:
-        pool.shutdown(cancel_futures=True)
-    if failed:
-        listed = "\n".join(f"  {case}: {reason}" for case, reason in sorted(failed.items()))
-        raise DataError(
-            f"{len(failed)} of {len(cases)} cases of '{plan.name}' could not be preprocessed; the others are "
-            "done. Correct them, or list them under 'exclude' in dataset.json, and run the same command "
-            f"again:\n{listed}"
-        )
-    return atlas
 
 
 def _case(
