@@ -4,30 +4,38 @@ A `Volume` follows NIfTI itself: voxels are indexed (x, y, z) and the affine lea
 is reordered or resampled here, so that a converted file equals its source voxel by voxel.
 """
 
+import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from medplan.data.formats import ending_of
 from medplan.errors import DataError
 
 __all__ = [
+    "Grid",
+    "Segment",
     "Volume",
     "affine_of",
     "grid_of",
-    "on_grid",
     "read_h5",
     "read_itk",
+    "read_layers",
     "read_nifti",
     "read_series",
+    "read_volume",
     "save",
-    "segment_names",
+    "segments",
     "shape_of",
 ]
+
+Grid = tuple[tuple[int, ...], npt.NDArray[np.float64]]
+"""Shape (X, Y, Z) and affine, voxel index to RAS millimetres."""
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -80,77 +88,73 @@ def shape_of(path: Path) -> tuple[int, ...]:
         raise DataError(f"{path}: cannot be read as an image ({error}); fetch the file again.") from None
 
 
-def grid_of(path: Path) -> tuple[tuple[int, ...], npt.NDArray[np.float64]]:
-    """Return shape and affine of a volume file. Raises: DataError if it cannot be read."""
+def grid_of(path: Path) -> Grid:
+    """Return shape and affine of a volume file or DICOM folder from headers. Raises: DataError."""
     import nibabel
 
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        volume = read_itk(path)
-        return volume.voxels.shape, volume.affine
-    shape = shape_of(path)
-    return shape, np.asarray(nibabel.load(path).affine, dtype=np.float64)
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        shape = shape_of(path)
+        return shape, np.asarray(nibabel.load(path).affine, dtype=np.float64)
+    files = _slices(path) if path.is_dir() else (path,)
+    first, last = _header(files[0]), _header(files[-1])
+    lengths, spacing = list(first.GetSize()), list(first.GetSpacing())
+    if path.is_dir():
+        lengths[2] = len(files)
+        apart = np.linalg.norm(np.subtract(last.GetOrigin(), first.GetOrigin()))
+        spacing[2] = float(apart) / (len(files) - 1) if len(files) > 1 else spacing[2]
+    return tuple(lengths), _affine(spacing, first.GetOrigin(), first.GetDirection())
 
 
-def on_grid(label: Volume, shape: Sequence[int], affine: npt.NDArray[np.float64]) -> Volume:
-    """Return a label that was cropped, padded or mirrored on the grid it was drawn on; no value is resampled.
-
-    Args:
-        label: voxels (X, Y, Z).
-        shape, affine: the grid to put it on, (X, Y, Z) and voxel index to RAS millimetres.
-
-    Returns: the same voxels on that grid, 0 where the label does not reach.
-    Raises: ValueError in words if the grids do not share their voxels, or some of the label is outside.
-    """
-    shape = tuple(shape[:3])
-    step = np.linalg.inv(affine) @ label.affine
-    turn = np.rint(step[:3, :3])
-    is_turn = (np.abs(turn).sum(axis=0) == 1).all() and (np.abs(turn).sum(axis=1) == 1).all()
-    longest = max(*label.voxels.shape, *shape)
-    if label.voxels.ndim != 3 or not is_turn or np.abs(step[:3, :3] - turn).max() * longest > 0.5:
-        raise ValueError(f"its grid is not that of the scan, {_grid_in_words(label)} against {shape} voxels")
-    voxels = label.voxels.transpose(np.abs(turn).argmax(axis=1))
-    signs = turn.sum(axis=1)
-    voxels = voxels[tuple(slice(None, None, int(sign)) for sign in signs)]
-    # where the first voxel of the turned label lies: a mirrored axis begins with the label's last voxel
-    corner = np.where(turn.T < 0, np.array(label.voxels.shape)[:, None] - 1, 0).sum(axis=1)
-    start = step[:3, :3] @ corner + step[:3, 3]
-    offset = np.rint(start).astype(int)
-    if np.abs(start - offset).max() > 0.25:
-        raise ValueError(
-            f"it lies between the voxels of the scan, {np.abs(start - offset).max():.2f} voxels off"
-        )
-    result = np.zeros(shape, dtype=voxels.dtype)
-    low, high = np.maximum(offset, 0), np.minimum(offset + voxels.shape, shape)
-    if (low >= high).any():
-        raise ValueError("it lies outside of the scan")
-    inner = tuple(slice(a, b) for a, b in zip(low - offset, high - offset, strict=True))
-    result[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = voxels[inner]
-    if np.count_nonzero(result) < np.count_nonzero(voxels):
-        raise ValueError("a part of it lies outside of the scan")
-    return Volume(voxels=result, affine=affine)
+def read_volume(path: Path) -> Volume:
+    """Read a NIfTI, NRRD or MetaImage file or a DICOM folder. Raises: DataError if it cannot be read."""
+    if path.is_dir():
+        return read_series(path)[0]
+    return read_nifti(path) if ending_of(path) in (".nii", ".nii.gz") else read_itk(path)
 
 
-def _grid_in_words(volume: Volume) -> str:
-    spacing = ", ".join(f"{value:.3g}" for value in np.linalg.norm(volume.affine[:3, :3], axis=0))
-    return f"{volume.voxels.shape} voxels of {spacing} mm"
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A segment of 3D Slicer: its value in a layer, and its name if somebody gave it one."""
+
+    layer: int
+    value: int
+    name: str
 
 
-def segment_names(path: Path) -> dict[int, str]:
-    """Return the names of label values that 3D Slicer wrote into a .seg.nrrd file, else nothing."""
+def segments(path: Path) -> tuple[Segment, ...]:
+    """Return the segments that 3D Slicer described in a .seg.nrrd file, by value; else none."""
     if not path.name.lower().endswith(".nrrd"):
-        return {}
+        return ()
+    header = _header(path)
+    said = {key: header.GetMetaData(key) for key in header.GetMetaDataKeys()}
+    stems = [key.removesuffix("_LabelValue") for key in said if re.fullmatch(r"Segment\d+_LabelValue", key)]
+    found = [
+        Segment(
+            layer=int(said.get(f"{stem}_Layer", 0)),
+            value=int(said[f"{stem}_LabelValue"]),
+            # Segment_1 is the name of those that have none.
+            name=re.sub(r"^Segment_\d+$", "", said.get(f"{stem}_Name", "")),
+        )
+        for stem in stems
+    ]
+    return tuple(sorted(found, key=lambda segment: (segment.layer, segment.value)))
+
+
+def read_layers(path: Path) -> tuple[Volume, ...]:
+    """Read a volume as one or, of a .seg.nrrd file with overlapping segments, as its layers."""
+    if path.is_dir() or ending_of(path) in (".nii", ".nii.gz"):
+        volume = read_volume(path)
+        single = volume.voxels.ndim == 4 and volume.voxels.shape[3] == 1
+        return (replace(volume, voxels=volume.voxels[..., 0]) if single else volume,)
     import SimpleITK
 
-    reader = SimpleITK.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    keys = [key for key in reader.GetMetaDataKeys() if key.endswith("_LabelValue")]
-    stems = {key: key.removesuffix("_LabelValue") + "_Name" for key in keys}
-    return {
-        int(reader.GetMetaData(key)): reader.GetMetaData(name)
-        for key, name in stems.items()
-        if reader.HasMetaDataKey(name) and reader.GetMetaData(key).isdigit()
-    }
+    try:
+        image = SimpleITK.ReadImage(str(path))
+    except RuntimeError as error:
+        raise DataError(f"{path}: cannot be read as an image ({_last_line(error)}).") from None
+    count = image.GetNumberOfComponentsPerPixel()
+    parts = [image] if count == 1 else [SimpleITK.VectorIndexSelectionCast(image, n) for n in range(count)]
+    return tuple(_from_itk(part) for part in parts)
 
 
 def read_itk(path: Path) -> Volume:
@@ -170,16 +174,34 @@ def read_series(folder: Path) -> tuple[Volume, tuple[Path, ...]]:
     """
     import SimpleITK
 
+    files = _slices(folder)
+    try:
+        reader = SimpleITK.ImageSeriesReader()
+        reader.SetFileNames([str(file) for file in files])
+        return _from_itk(reader.Execute()), files
+    except RuntimeError as error:
+        raise DataError(f"{folder}: the DICOM series cannot be read ({_last_line(error)}).") from None
+
+
+def _slices(folder: Path) -> tuple[Path, ...]:
+    import SimpleITK
+
     series = SimpleITK.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
     if len(series) != 1:
         raise DataError(f"{folder}: expected the slices of one DICOM series, found {len(series)} series.")
-    files = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])
+    return tuple(map(Path, SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), series[0])))
+
+
+def _header(path: Path) -> Any:
+    import SimpleITK
+
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
     try:
-        reader = SimpleITK.ImageSeriesReader()
-        reader.SetFileNames(files)
-        return _from_itk(reader.Execute()), tuple(Path(file) for file in files)
+        reader.ReadImageInformation()
     except RuntimeError as error:
-        raise DataError(f"{folder}: the DICOM series cannot be read ({_last_line(error)}).") from None
+        raise DataError(f"{path}: cannot be read as an image ({_last_line(error)}).") from None
+    return reader
 
 
 def read_h5(path: Path, key: str) -> npt.NDArray[Any]:
@@ -228,10 +250,16 @@ def _from_itk(image: Any) -> Volume:
     array = SimpleITK.GetArrayFromImage(image)
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = np.moveaxis(array, -1, 0)[0]
-    affine = np.eye(4)
-    affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * np.asarray(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    return Volume(voxels=array.T, affine=_LPS_TO_RAS @ affine)
+    return Volume(voxels=array.T, affine=_affine(image.GetSpacing(), image.GetOrigin(), image.GetDirection()))
+
+
+def _affine(spacing: Sequence[float], origin: Sequence[float], direction: Sequence[float]) -> Any:
+    """Return the RAS affine of what ITK says, of its first three axes."""
+    affine, axes = np.eye(4), len(spacing)
+    turn = np.reshape(direction, (axes, axes)) * np.asarray(spacing)
+    used = min(axes, 3)
+    affine[:used, :used], affine[:used, 3] = turn[:used, :used], origin[:used]
+    return _LPS_TO_RAS @ affine
 
 
 def _last_line(error: RuntimeError) -> str:

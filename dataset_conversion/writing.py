@@ -8,9 +8,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from medplan.errors import DataError
 from medplan.progress import track
 from medplan.records import write_text
 
-__all__ = ["Case", "Source", "in_threads", "write_dataset"]
+__all__ = ["Case", "Conclude", "LeftOut", "Source", "in_threads", "write_dataset"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,12 +35,21 @@ _FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs", "imagesUnlabeled")
 _UNFINISHED = ".conversion.json"
 _TEMPORARY = ".writing."
 _THREADS = 4
+_LOGGED = 10
 _NIFTI = (".nii", ".nii.gz", ".mgz")
 _ITK = (".nrrd", ".mha", ".mhd")
 
 Source = Path | Callable[[], Volume | npt.NDArray[Any]]
 """A file that is taken over byte by byte where its format allows it, or a function that returns a volume or a
 picture (Y, X) or (Y, X, 3)."""
+
+Conclude = Callable[[Mapping[str, Collection[int]], Sequence[str]], tuple[Mapping[str, Any], Sequence[str]]]
+"""Takes the values that occur in the label of each case, and why labels were left out; returns the labels to
+declare and the notes."""
+
+
+class LeftOut(Exception):
+    """A label cannot be used, and its case is unlabelled; the message is a note."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +59,7 @@ class Case:
     Attributes:
         id: letters, digits, ``-`` and ``_``; unique.
         images: one per channel; a colour picture is one image with three channels.
-        label: None for an unlabelled case.
+        label: None for an unlabelled case; a function may raise `LeftOut`.
         values: how label values of the source become those of the dataset; None leaves them as they are.
         domain: scanner, sequence, centre or vendor, where the dataset has several.
         patient: cases of one patient never fall on both sides of a split.
@@ -74,7 +83,7 @@ def write_dataset(
     target: Path,
     *,
     source: Path,
-    labels: Mapping[str, int] | None = None,
+    labels: Mapping[str, int] | Conclude | None = None,
     channels: Sequence[str] | None = None,
     ending: str = ".nii.gz",
     only_present: bool = False,
@@ -85,7 +94,7 @@ def write_dataset(
     """Write the cases into `target` in nnU-Net's raw layout; dataset.json appears when everything is there.
 
     Args:
-        labels, channels: where they differ from the card's.
+        labels, channels: where they differ from the card's; labels may be known only when all were written.
         ending: file ending of images and labels, ``.nii.gz`` or ``.png``.
         only_present: declare only those labels that occur in the label files.
         splits: published splits, role to case ids, where they differ from the card's.
@@ -96,20 +105,31 @@ def write_dataset(
         in shape, or if a label has values that `labels` does not declare.
     """
     cases = sorted(cases, key=lambda case: case.id)
-    labels = dict(card.labels if labels is None else labels)
+    conclude = labels if callable(labels) else None
+    declared = None if callable(labels) else card.labels if labels is None else labels
     channels = tuple(channels or card.channels)
     _check_ids(cases)
     _check_target(card, cases, target, source=source, ending=ending)
     resumed = not (target / "dataset.json").exists()
-    present: set[int] = set()
-    write = partial(_write_case, target=target, declared=labels, ending=ending, keep=resumed)
-    for values in in_threads(write, cases, label=f"converting {card.name}"):
-        present |= values
+    present: dict[str, set[int]] = {}
+    left_out: list[str] = []
+    write = partial(_write_case, target=target, declared=declared, ending=ending, keep=resumed)
+    for number, written in enumerate(in_threads(write, cases, label=f"converting {card.name}")):
+        if isinstance(written, LeftOut):
+            left_out.append(str(written))
+            cases[number] = replace(cases[number], label=None)
+        elif cases[number].label is not None:
+            present[cases[number].id] = written
+    if conclude is not None:
+        declared, notes = conclude(present, left_out)
+    named = dict(declared or {})
     if only_present:
-        labels = {name: value for name, value in labels.items() if value in present}
-    for note in notes:
+        named = {name: value for name, value in named.items() if value in set().union(*present.values())}
+    for note in notes[:_LOGGED]:
         _LOG.warning("%s: %s", card.name, note)
-    description = _description(card, cases, labels=labels, channels=channels, ending=ending)
+    if len(notes) > _LOGGED:
+        _LOG.warning("%s: and %d more notes in dataset.json", card.name, len(notes) - _LOGGED)
+    description = _description(card, cases, labels=named, channels=channels, ending=ending)
     published = _splits_of(cases, card.published_splits if splits is None else splits)
     description |= {"splits": published} if published else {}
     description |= {"notes": list(notes)} if notes else {}
@@ -189,14 +209,19 @@ def _name_in(description: Path) -> object:
 
 
 def _write_case(
-    case: Case, target: Path, *, declared: Mapping[str, int], ending: str, keep: bool
-) -> set[int]:
+    case: Case, target: Path, *, declared: Mapping[str, int] | None, ending: str, keep: bool
+) -> set[int] | LeftOut:
     """Write the files of a case that are not there yet; return the label values that occur."""
     images, label = _files(case, ending)
     shape: tuple[int, ...] | None = None
     present: set[int] = set()
-    if case.label is not None and label is not None:
-        read, present, changed = _read_label(case, declared)
+    try:
+        labelled = None if case.label is None else _read_label(case, declared)
+    except LeftOut as left_out:
+        _write_case(replace(case, label=None), target, declared=declared, ending=ending, keep=keep)
+        return left_out
+    if labelled is not None and label is not None and case.label is not None:
+        read, present, changed = labelled
         shape = (read.voxels if isinstance(read, Volume) else read).shape
         if not (keep and (target / label).exists()):
             _place(case.label if changed is None else partial(_same, changed), target / label)
@@ -224,7 +249,7 @@ def _check_shape(case: Case, label: tuple[int, ...] | None, image: tuple[int, ..
 
 
 def _read_label(
-    case: Case, declared: Mapping[str, int]
+    case: Case, declared: Mapping[str, int] | None
 ) -> tuple[Volume | npt.NDArray[Any], set[int], Volume | npt.NDArray[Any] | None]:
     """Return the label as read, the final values that occur, and what to write (None: the file as it is)."""
     assert case.label is not None
@@ -240,11 +265,12 @@ def _read_label(
             f"{where}: a label value is {odd[0]:g}, which is no whole number; this is not a label file."
         )
     values = sorted({int(value) for value in np.rint(found)})
-    renumber = case.values or {value: value for value in (0, *declared.values())}
+    known = values if declared is None else (0, *declared.values())
+    renumber = case.values or {value: value for value in known}
     unknown = [value for value in values if value not in renumber]
     if unknown:
-        known = sorted(renumber)
-        shown = known if len(known) <= 25 else [*known[:25], "..."]
+        expected = sorted(renumber)
+        shown = expected if len(expected) <= 25 else [*expected[:25], "..."]
         raise DataError(
             f"{where}: holds label values {unknown[:10]}, expected only {shown}; is it the right file?"
         )
@@ -252,11 +278,14 @@ def _read_label(
     exact = all(int(value) == value and renumber[int(value)] == value for value in found)
     if exact and _is_taken_over(case.label):
         return read, final, None
-    low = values[0]
     kind = np.uint8 if min(final) >= 0 and max(final) <= 255 else np.int32
-    table = np.zeros(values[-1] - low + 1, dtype=kind)
-    table[np.array(values) - low] = [renumber[value] for value in values]
-    written = table[np.rint(raw).astype(np.int32) - low]
+    if raw.dtype.kind in "iub" and all(renumber[value] == value for value in values):
+        written = raw.astype(kind)
+    else:
+        low = values[0]
+        table = np.zeros(values[-1] - low + 1, dtype=kind)
+        table[np.array(values) - low] = [renumber[value] for value in values]
+        written = table[np.rint(raw).astype(np.int32) - low]
     return read, final, Volume(voxels=written, affine=read.affine) if isinstance(read, Volume) else written
 
 

@@ -7,8 +7,9 @@ import nibabel
 import numpy as np
 import pytest
 
+from dataset_conversion.loose.grids import on_grid
 from dataset_conversion.scans import convert
-from dataset_conversion.volumes import Volume, on_grid
+from dataset_conversion.volumes import Volume
 from medplan.data.checks import check
 from medplan.data.dataset import open_dataset
 from medplan.errors import DataError
