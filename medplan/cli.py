@@ -190,6 +190,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     predict.add_argument(
         "--prompt-mode",
+        dest="prompt",
         choices=["auto", "none"],
         default="auto",
         help="without a box: find it in a first look, or take the whole image (default auto)",
@@ -213,7 +214,9 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="what the example shows can be anywhere in a scan, as a lesion can",
     )
-    predict.add_argument("--tasks", nargs="+", default=[], metavar="CLASS", help="only these classes")
+    predict.add_argument(
+        "--tasks", dest="classes", nargs="+", default=[], metavar="CLASS", help="only these classes"
+    )
     predict.add_argument("--dataset-labels", metavar="NAME", help="whose classes, of several datasets")
     predict.add_argument("--modality", help="of the images, or 'unknown'; for methods that are told it")
 
@@ -310,7 +313,7 @@ def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Na
 
 
 def _canonical(
-    word: str, parser: argparse.ArgumentParser, verbs: Mapping[str, argparse.ArgumentParser] | None = None
+    word: str, parser: argparse.ArgumentParser, verbs: Mapping[str, argparse.ArgumentParser]
 ) -> str:
     """Accept ``-flag`` and ``--some_flag``, and refuse what is no flag, naming the nearest one.
 
@@ -326,9 +329,7 @@ def _canonical(
     if spelled in known:
         return spelled + equals + value
     long = [option for option in known if option.startswith("--")]
-    others = [
-        f"'{other.prog}'" for other in (verbs or {}).values() if spelled in other._option_string_actions
-    ]
+    others = [f"'{other.prog}'" for other in verbs.values() if spelled in other._option_string_actions]
     hint = f", a flag of {' and '.join(others)}" if others else did_you_mean(spelled, long)
     raise UsageError(f"'{parser.prog}' has no flag '{flag}'{hint}. See '{parser.prog} --help'.")
 
@@ -351,6 +352,10 @@ def _lazy(module: str, function: str) -> Callable[..., None]:
             options = _gather_overrides(options)
         if "trained" in parameters:
             options = _gather(options, "trained", Trained)
+        if "options" in parameters:
+            from medplan.predict.options import Options
+
+            options = _gather(options, "options", Options)
         command(**options)
 
     return run

@@ -16,6 +16,7 @@ import pytest
 from medplan.cli import build_parser, main
 from medplan.commands.trained import Trained
 from medplan.plan.overrides import Overrides
+from medplan.predict.options import Options
 from tests.conftest import make_raw_dataset
 
 
@@ -34,7 +35,7 @@ def command(name: str) -> object:
 def test_flags_are_the_parameters_of_the_verb(name: str) -> None:
     flags = {action.dest for action in verbs()[name]._actions} - {"help", "verbose"}
     parameters = set(inspect.signature(command(name)).parameters)  # type: ignore[arg-type]
-    for record_name, record in (("overrides", Overrides), ("trained", Trained)):
+    for record_name, record in (("overrides", Overrides), ("trained", Trained), ("options", Options)):
         if record_name in parameters:
             parameters.remove(record_name)
             flags -= {field.name for field in dataclasses.fields(record)}
@@ -134,10 +135,9 @@ def test_no_more_cases_are_prepared_at_a_time_than_fit_into_memory(
 def test_flags_are_accepted_with_one_dash_and_underscores() -> None:
     from medplan.cli import _canonical
 
-    train = verbs()["train"]
-    assert _canonical("-device", train) == "--device"
-    assert _canonical("--batch_size=4", train) == "--batch-size=4"
-    assert _canonical("-1.5", train) == "-1.5"
+    known = verbs()
+    for word, flag in (("-device", "--device"), ("--batch_size=4", "--batch-size=4"), ("-1.5", "-1.5")):
+        assert _canonical(word, known["train"], known) == flag
 
 
 def test_help_starts_nearly_as_fast_as_python() -> None:

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from medplan.commands.trained import Trained
 from medplan.errors import UsageError
 from medplan.workspace import Workspace
 
 if TYPE_CHECKING:
+    from medplan.predict.options import Options
     from medplan.runtime import Precision
 
 __all__ = ["export", "install", "predict"]
@@ -20,20 +21,13 @@ def predict(
     trained: Trained,
     input: Path,
     output: Path,
-    step: float,
-    mirror: bool,
+    options: "Options",
     probabilities: bool,
     extras: bool,
     separate_tasks: bool,
-    postprocessing: bool,
     prompts: Path | None,
-    prompt_mode: Literal["auto", "none"],
-    output_size: Sequence[int] | None,
     support: Sequence[str],
-    tasks: Sequence[str],
     dataset_labels: str | None,
-    modality: str | None,
-    anywhere: bool,
     device: str,
     precision: "Precision",
     workspace: Path | None,
@@ -41,7 +35,7 @@ def predict(
     """Segment images."""
     from medplan.data.images import ending_of, label_file
     from medplan.data.inputs import find_inputs
-    from medplan.predict.model import Model, Options
+    from medplan.predict.model import Model
     from medplan.predict.run import predict as run_prediction
 
     space = Workspace.open(workspace)
@@ -54,7 +48,7 @@ def predict(
         device=device,
         precision=precision,
         dataset=dataset_labels,
-        classes=tasks,
+        classes=options.classes,
     )
     loaded = load()
     if support and set(support) <= set(loaded.support_ids):
@@ -65,16 +59,6 @@ def predict(
         loaded = loaded.with_support(
             find_examples(support, dataset=loaded.dataset.name, raw_folder=space.raw_folder)
         )
-    options = Options(
-        step=step,
-        mirror=mirror,
-        postprocessing=postprocessing,
-        classes=tuple(tasks),
-        output_size=None if output_size is None else (output_size[0], output_size[1]),
-        prompt=prompt_mode,
-        modality=modality,
-        anywhere=anywhere,
-    )
     folds = ", ".join(str(fold) for fold in loaded.folds)
     print(f"Model: {source} (fold{'s'[: len(loaded.folds) > 1]} {folds}, {trained.checkpoint})", flush=True)
     if ending_of(output) and not output.is_dir():
