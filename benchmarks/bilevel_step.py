@@ -28,7 +28,7 @@ from medplan.learning.registration import agreement
 from medplan.machine import tune_allocator
 from medplan.method import Phase, Progress
 from medplan.methods.bijros import BiJROS
-from medplan.networks.hypergradient import hypergradient_factor
+from medplan.networks.bilevel import hypergradient_factor
 from medplan.networks.warp import warp
 from medplan.plan import memory
 from medplan.plan.schema import DatasetPlan, Grid, Normalisation, Plan, Training

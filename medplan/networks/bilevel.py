@@ -5,19 +5,18 @@ And the authors' baseline, whose steps do not know of each other.
 Paper: Bi-JROS, Fan et al., CVPR 2024. Official code (no licence file): read, not copied.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from medplan.learning.registration import agreement
 from medplan.method import Update
-from medplan.networks.hypergradient import hypergradient_factor
 from medplan.networks.joint import Maps
 from medplan.networks.pairing import Pair, Pairing
 from medplan.networks.warp import warp
 
-__all__ = ["step_apart", "step_registration", "step_segmentation"]
+__all__ = ["hypergradient_factor", "step_apart", "step_registration", "step_segmentation"]
 
 
 def step_segmentation(pairing: Pairing, maps: Maps, target: Tensor, update: Update) -> Tensor:
@@ -102,3 +101,20 @@ def step_apart(
     update.minimise(lower, "seg")
     logged = {"loss": loss, "lower": lower, **terms}
     return {name: value.detach() for name, value in logged.items()}
+
+
+def hypergradient_factor(upper: Sequence[Tensor], lower: Sequence[Tensor], *, limit: float) -> Tensor:
+    """Return c = - <g_r, g_s> / <g_s, g_s>, at most `limit` in size; 0 where the lower gradient vanishes.
+
+    Then ``d (upper + c lower) / d omega`` is the implicit gradient of the upper objective, if the Hessian of
+    the lower one is replaced by the outer product of its gradient g_s.
+
+    Args:
+        upper, lower: gradients g_r and g_s of both objectives in the lower problem's parameters.
+
+    Source: Bi-JROS, Fan et al., CVPR 2024, from the official code. Differs: 1e-12 in the denominator, and a
+        limit.
+    """
+    across = torch.stack([(a * b).sum() for a, b in zip(upper, lower, strict=True)]).sum()
+    length = torch.stack([b.square().sum() for b in lower]).sum()
+    return (-across / (length + 1e-12)).clamp(-limit, limit)

@@ -12,7 +12,7 @@ from medplan.errors import CheckpointError, MethodError
 from medplan.learning.registration import local_correlation
 from medplan.method import Phase, Progress, Situation
 from medplan.methods.bijros import BiJROS
-from medplan.networks.hypergradient import hypergradient_factor
+from medplan.networks.bilevel import hypergradient_factor
 from medplan.networks.joint import UNetEncoder, load_published_encoder
 from medplan.networks.sam import SAM_VARIANTS, SamVariant
 from medplan.plan.memory import measure

@@ -10,8 +10,10 @@ from medplan.methods.densemp import DENSE_SHARE
 from medplan.methods.sdmessenger import HEAD_LR_FACTOR
 from medplan.train.loader import collate, draw
 from tests.conformance.tiny import build, tiny_plan, tiny_store
-from tests.methods.bijros_case import tiny_bijros
+from tests.methods.bijros_case import Recorder, tiny_bijros
 from tests.methods.sdmessenger_case import make_method, make_plan
+
+AT = Progress(phase="bilevel", step=0, num_steps=1)
 
 
 class Sum:
@@ -83,6 +85,29 @@ def test_segmentation_has_a_rate_of_its_own_in_bijros():
     method = tiny_bijros(segmentation_rate=7.0)
     rate = method.plan.training.lr
     assert rates(method, "bilevel") == {"reg": [rate], "seg": [pytest.approx(7 * rate)]}
+
+
+def test_the_first_objective_of_bijros_weighs_what_the_config_says():
+    terms = first_terms("bijros", encoder_similarity=3.0, encoder_smooth=50.0)
+    assert terms["smooth"] > 0 > terms["similarity"]
+    expected = 3 * terms["similarity"] + 50 * terms["smooth"] + terms["agreement"]
+    assert terms["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_upper_objective_of_bijros_weighs_what_the_config_says():
+    weights = {"similarity": 2.0, "smooth": 300.0, "cycle": 5.0, "agreement": 7.0}
+    method = tiny_bijros(**weights, factor_limit=0.25)
+    torch.nn.init.normal_(method.network.registration.head.weight, std=0.1)
+    generator = torch.Generator().manual_seed(0)
+    images = {
+        name: torch.rand(1, 1, 16, 16, 16, generator=generator) for name in ("image", "unlabelled_image")
+    }
+    label = torch.randint(0, 3, (1, 16, 16, 16), generator=generator).short()
+    update = Recorder(method.optimizers("bilevel"), steps=())
+    terms = method.training_step({**images, "label": label}, update, AT)
+    expected = sum(weight * float(terms[name]) for name, weight in weights.items())
+    assert float(terms["registration"]) == pytest.approx(expected, rel=1e-5)
+    assert float(terms["factor"]) == pytest.approx(-0.25), "it is near -1 without the limit"
 
 
 def test_the_contrastive_rate_of_densemp_is_for_256_pictures_and_cells_have_their_share():
