@@ -12,6 +12,8 @@ from medplan.method import Batch, Method, Needs, Phase, Predictor, Progress, Pro
 from medplan.methods.supervised import Config
 from medplan.plan.facts import CaseFacts, ClassFacts
 from medplan.plan.fingerprint import Fingerprint
+from medplan.plan.overrides import Overrides
+from medplan.plan.planner import make_plan
 from medplan.plan.schema import Modality, Plan
 from medplan.plan.statistics import Intensity
 from medplan.samples.cases import Case
@@ -139,3 +141,14 @@ def make_method(**needs: Any) -> type[Toy]:
 @pytest.fixture
 def toy() -> Callable[..., type[Toy]]:
     return make_method
+
+
+@pytest.fixture
+def plan(toy: Callable[..., type[Toy]]) -> Callable[..., Plan]:
+    """Plan a toy method, which is measured at once, unless another is given."""
+
+    def make(*facts: Any, method: Any = None, memory: float = 8, **overrides: Any) -> Plan:
+        chosen = toy(pyramid=True) if method is None else method
+        return make_plan(facts, "supervised", chosen, Overrides(**overrides), round(memory * 2**30))
+
+    return make

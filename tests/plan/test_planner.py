@@ -9,22 +9,11 @@ from medplan.errors import MethodError, PlanError
 from medplan.method import Proposal, Situation
 from medplan.methods.supervised import METHOD
 from medplan.plan.overrides import Overrides, apply_settings
-from medplan.plan.planner import make_plan, situation
+from medplan.plan.planner import situation
 from medplan.plan.schema import Plan
 from medplan.records import decode, encode
 
 Make = Callable[..., Any]
-
-
-@pytest.fixture
-def plan(toy: Make) -> Callable[..., Plan]:
-    """Plan a toy method, which is measured at once, unless another is given."""
-
-    def make(*facts: Any, method: Any = None, memory: float = 8, **overrides: Any) -> Plan:
-        chosen = toy(pyramid=True) if method is None else method
-        return make_plan(facts, "supervised", chosen, Overrides(**overrides), round(memory * 2**30))
-
-    return make
 
 
 def test_equal_facts_give_an_equal_plan(plan: Make, fingerprint: Make) -> None:
@@ -289,20 +278,6 @@ def test_an_atlas_method_gets_one_atlas_on_a_squeezed_grid(plan: Make, fingerpri
     assert 1 <= len(roles["validation"]) <= 2
     assert "labelled" not in roles
     assert "datasets.0.folds.atlas" in made.reasons
-
-
-def test_cases_are_squeezed_to_what_fits_unless_the_user_says_to_what(
-    plan: Make, fingerprint: Make, toy: Make
-) -> None:
-    method, facts = toy(grid="squeezed", patch_multiple=16), fingerprint()
-    tight = plan(facts, method=method, gpu_memory=0.7)
-    assert tight.predicted_gpu_bytes <= 0.7 * 2**30 and max(tight.grid.shape) < 128
-    assert tight.patch_size == tight.grid.shape and not any(side % 16 for side in tight.grid.shape)
-    assert "128x128x128 would take" in tight.reasons["grid.shape"]
-    assert plan(facts, method=method, gpu_memory=0.01).grid.shape == (64, 64, 64)
-    for chosen in ({"patch_size": (128, 128, 128)}, {"settings": {"grid.shape": [128, 128, 128]}}):
-        given = plan(facts, method=method, gpu_memory=0.7, **chosen)
-        assert given.grid.shape == (128, 128, 128) and "MORE" in given.reasons["predicted_gpu_bytes"]
 
 
 def test_several_datasets_share_a_grid_and_the_samples(plan: Make, fingerprint: Make, toy: Make) -> None:
