@@ -76,19 +76,22 @@ def convert(source: Path, target: Path) -> None:
     decoder = None
     if listing.are_pictures:
         masks = [drawn.path for files in classes.drawn.values() for drawn in files]
-        decoder = decoder_of(list(in_threads(summary, masks, label="looking at masks"))) if masks else None
+        seen = list(in_threads(summary, masks, label="looking at masks"))
+        decoder = decoder_of(seen, memory.classes) if seen else None
         made = picture_cases(arrangement, classes, source, decoder)
     else:
         made = volume_cases(arrangement, classes, source)
     notes += [*arrangement.notes, *classes.notes, *made.notes]
     words = [" ".join(channel) for channel, _ in arrangement.channels]
     words = words if len(words) == len(made.channels) else [""] * len(made.channels)
-    by_name = {KEY: {"channels": words, "classes": classes.values}}
+    colours = decoder.names if decoder is not None else {}
+    named = dict(classes.values) | {name: value for value, name in colours.items()}
+    by_name = {KEY: {"channels": words, "classes": named}}
     conclusion = Conclusion(
         arranged=arrangement.cases,
         made=made,
         classes=classes,
-        colours=decoder.names if decoder is not None else {},
+        colours=colours,
         memory=memory,
         source=source,
         target=target,

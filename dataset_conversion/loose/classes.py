@@ -58,12 +58,18 @@ def classes_of(cases: Sequence[Arranged], source: Path, known: Mapping[str, int]
     values = {name.casefold(): value for name, value in known.items()}
     spelled: dict[str, str] = {}
 
-    def value_of(name: str, preferred: int | None = None) -> int:
+    notes: list[str] = []
+
+    def value_of(name: str, stored: int | None = None) -> int:
         key = name.casefold()
         if key not in values:
             free = (value for value in range(1, len(values) + 2) if value not in values.values())
-            is_free = preferred is not None and preferred not in values.values()
-            values[key] = preferred if is_free and preferred is not None else next(free)
+            values[key] = next(free) if stored is None or stored in values.values() else stored
+            if stored not in (None, values[key]):
+                notes.append(
+                    f"a segment '{name}' is stored as {stored}, which is another class elsewhere, and "
+                    f"becomes the class {values[key]}; give both segments the same name if they are the same."
+                )
         spelled.setdefault(key, name)
         return values[key]
 
@@ -77,7 +83,6 @@ def classes_of(cases: Sequence[Arranged], source: Path, known: Mapping[str, int]
     numbers = [
         file.path for files in drawn.values() for file in files if file.value is None and not file.segments
     ]
-    notes = []
     if (are_masks or has_segments) and numbers:
         notes.append(
             f"{len(numbers)} label file(s) name no class, for instance {_place(numbers[0], source)}; their "

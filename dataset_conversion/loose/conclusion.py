@@ -8,7 +8,7 @@ from typing import Any
 from dataset_conversion.loose.arrange import Arranged
 from dataset_conversion.loose.cases import Made
 from dataset_conversion.loose.classes import Classes
-from dataset_conversion.loose.memory import Memory
+from dataset_conversion.loose.memory import UNNAMED, Memory
 
 __all__ = ["Conclusion"]
 
@@ -49,7 +49,8 @@ class Conclusion:
                 "name, or put them into a folder of such a name, and convert again."
             )
         if self.memory.labels:
-            added = {name: value for value, name in names.items() if value not in self.memory.names}
+            known = self.memory.names.keys() | self.memory.unnamed.keys()
+            added = {name: value for value, name in names.items() if value not in known}
             return dict(self.memory.labels) | added, notes
         return {names[value]: value for value in sorted(names)}, notes
 
@@ -58,9 +59,9 @@ class Conclusion:
         given = {value: name for name, value in self.classes.values.items()} or dict(self.colours)
         if self.classes.single and values == {1}:
             given = {1: self.classes.single}
-        for value in sorted(values | given.keys()):
+        for value in sorted(values | given.keys() | self.memory.unnamed.keys()):
             if value not in names:
-                name = given.get(value, f"label {value}")
+                name = given.get(value, UNNAMED.format(value))
                 names[value] = name if name not in names.values() else f"{name} ({value})"
         return names
 

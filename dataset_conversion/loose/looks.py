@@ -52,6 +52,12 @@ def _closed_areas(voxels: npt.NDArray[Any]) -> bool:
     values = np.count_nonzero(present)
     if values <= 2 and (present[0] or values == 0):
         return True
-    one, other = voxels[1:], voxels[:-1]
-    inside = (one != 0) & (other != 0)
-    return bool(1 < values <= MAX_CLASSES and inside.any() and (one == other)[inside].mean() >= ALIKE)
+    return bool(1 < values <= MAX_CLASSES) and _alike(voxels) >= ALIKE
+
+
+def _alike(voxels: npt.NDArray[Any]) -> float:
+    """Return the share of neighbours along the first two axes, neither of them 0, that are equal."""
+    pairs = [(voxels[1:], voxels[:-1]), (voxels[:, 1:], voxels[:, :-1])]
+    equal = sum(np.count_nonzero((one == other) & (one != 0)) for one, other in pairs)
+    both = sum(np.count_nonzero((one != 0) & (other != 0)) for one, other in pairs)
+    return equal / both if both else 0.0

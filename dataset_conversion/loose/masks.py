@@ -82,8 +82,10 @@ def summary(path: Path) -> Summary:
     colours, is_coloured = _read(path)
     values = np.unique(colours)
     few = len(values) <= FEW
-    grey = (colours >> 8) & 255 if is_coloured else colours
-    extreme = ((grey < EXTREMES) | ((grey > 255 - EXTREMES) & (grey < 256))).mean() >= SHARE_OF_EXTREMES
+    parts = [(colours >> shift) & 255 for shift in (16, 8, 0)] if is_coloured else [colours]
+    dark = np.logical_and.reduce([part < EXTREMES for part in parts])
+    bright = np.logical_and.reduce([(part > 255 - EXTREMES) & (part < 256) for part in parts])
+    extreme = (dark | bright).mean() >= SHARE_OF_EXTREMES
     one, other = colours[1:], colours[:-1]
     inside = (one != values[0]) & (other != values[0])
     closed = few and (len(values) <= 2 or (inside.any() and (one == other)[inside].mean() >= 0.7))
@@ -92,18 +94,24 @@ def summary(path: Path) -> Summary:
         values=frozenset(int(value) for value in values) if few else frozenset(),
         is_coloured=is_coloured,
         is_two_valued=bool(extreme),
-        looks_like_labels=bool(closed or (extreme and not is_coloured and grey.min() < EXTREMES)),
+        looks_like_labels=bool(closed or (extreme and dark.any())),
     )
 
 
-def decoder_of(found: Sequence[Summary]) -> Decoder:
+def decoder_of(found: Sequence[Summary], known: Mapping[str, int]) -> Decoder:
     """Find out how all mask pictures of a dataset are to be read.
+
+    Args:
+        known: numbers that names of colours had before; they stay.
 
     Raises: DataError naming a picture that is no label map.
     """
     values = frozenset().union(*(each.values for each in found))
     lossy = [each for each in found if not each.values]
-    if lossy or len(values) > FEW or (values > {0, 255} and all(each.is_two_valued for each in found)):
+    is_coloured = any(each.is_coloured for each in found)
+    # Edges that a picture editor smoothed: a few greys between 0 and 255.
+    smoothed = not is_coloured and values > {0, 255} and all(each.is_two_valued for each in found)
+    if lossy or len(values) > FEW or smoothed:
         odd = next((each for each in found if not each.is_two_valued), None)
         if odd is not None:
             raise DataError(
@@ -111,14 +119,17 @@ def decoder_of(found: Sequence[Summary]) -> Decoder:
                 "this is no label picture. Save masks as PNG, which keeps values, or move the file away."
             )
         return Decoder(threshold=127, table={}, names={})
-    if not any(each.is_coloured for each in found):
+    if not is_coloured:
         table = {0: 0, 255: 1} if values <= {0, 255} else {value: value for value in values}
         return Decoder(threshold=None, table=table, names={})
-    colours = sorted({v if each.is_coloured else v * 0x010101 for each in found for v in each.values} | {0})
-    table = {colour: number for number, colour in enumerate(colours)}
-    return Decoder(
-        threshold=None, table=table, names={table[c]: COLOURS.get(c, f"#{c:06x}") for c in colours if c}
-    )
+    colours = sorted({v if each.is_coloured else v * 0x010101 for each in found for v in each.values} - {0})
+    table, names = {0: 0}, dict[int, str]()
+    for colour in colours:
+        name = COLOURS.get(colour, f"#{colour:06x}")
+        taken = {*known.values(), *names}
+        table[colour] = known.get(name) or next(n for n in range(1, 2 + len(taken)) if n not in taken)
+        names[table[colour]] = name
+    return Decoder(threshold=None, table=table, names=names)
 
 
 def _read(path: Path) -> tuple[Colours, bool]:

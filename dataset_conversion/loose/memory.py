@@ -8,10 +8,11 @@ from typing import Any
 
 from medplan.data.description import read_description
 
-__all__ = ["KEY", "Memory", "remember"]
+__all__ = ["KEY", "UNNAMED", "Memory", "remember"]
 
 KEY = "found_by_name"
 """Of dataset.json: which words of file names became which channel and class."""
+UNNAMED = "label {}"
 WRITTEN = frozenset({"name", "channel_names", "labels", "numTraining", "file_ending", "reference", "licence"})
 WRITTEN_AGAIN = WRITTEN | {"notes", "regions_class_order", KEY}
 
@@ -22,6 +23,7 @@ class Memory:
 
     Attributes:
         names: of label values, as they are called by now.
+        unnamed: label values that are called ``label 1``; a file that names them is welcome.
         labels: as they are written there, where some of them are regions; else empty.
         channels: names, in order.
         words: what each channel was called in file names.
@@ -30,6 +32,7 @@ class Memory:
     """
 
     names: Mapping[int, str] = field(default_factory=dict)
+    unnamed: Mapping[int, str] = field(default_factory=dict)
     labels: Mapping[str, Any] = field(default_factory=dict)
     channels: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
@@ -74,11 +77,14 @@ def remember(target: Path, source: Path) -> Memory:
     written = json.loads(path.read_text(encoding="utf-8"))
     labels = description.labels
     names = {v: name for name, values in zip(labels.names, labels.values, strict=True) for v in values[:1]}
+    unnamed = {value: name for value, name in names.items() if name == UNNAMED.format(value)}
+    names = {value: name for value, name in names.items() if value not in unnamed}
     if labels.ignore is not None:
         names[labels.ignore] = "ignore"
     words = written.get(KEY, {})
     return Memory(
         names=names,
+        unnamed=unnamed,
         labels={} if labels.is_exclusive else written["labels"],
         channels=description.channels,
         words=tuple(words.get("channels", ())),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["convert", "datasets", "fingerprint"]
 
+MAX_NAMES = 12
 MAX_NOTES = 10
 """That are shown of what is worth knowing about a dataset."""
 
@@ -26,9 +27,14 @@ def convert(*, name: str, source: Path, target: Path | None, workspace: Path | N
         raise UsageError(f"--source: '{source}' is not a folder; name that of the downloaded data set.")
     folder = target or Workspace.open(workspace).raw_data / converter.CARD.name
     converter.convert(source, folder)
-    cases = open_dataset(folder).cases
-    labelled = sum(case.is_labelled for case in cases)
-    print(f"Raw dataset: {folder} ({len(cases)} training cases, {labelled} of them labelled)")
+    dataset = open_dataset(folder)
+    labelled = sum(case.is_labelled for case in dataset.cases)
+    print(f"Raw dataset: {folder} ({len(dataset.cases)} training cases, {labelled} of them labelled)")
+    print(f"  channels: {', '.join(dataset.channels)}")
+    names = dataset.labels.names
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    print(f"  classes: {', '.join(names[:MAX_NAMES]) or 'none, since nothing is labelled'}{more}")
+    print("  other names may be written into its dataset.json; they stay when it is converted again")
 
 
 def datasets(*, workspace: Path | None) -> None:
