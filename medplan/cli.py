@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -179,6 +180,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--step", type=float, default=0.5, help="window step as a share of the patch (default 0.5)"
     )
     predict.add_argument("--mirror", action="store_true", help="average over mirrored images")
+    predict.add_argument(
+        "--part", type=flags.part, metavar="K/N", help="one of N parts of the cases, for N jobs at once: 1/4"
+    )
     predict.add_argument("--probabilities", action="store_true", help="also write class probabilities")
     predict.add_argument("--extras", action="store_true", help="also write flows and the like")
     predict.add_argument("--separate-tasks", action="store_true", help="also write a mask of each class")
@@ -305,7 +309,9 @@ def _parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Na
         )
     if name is not None:
         arguments = [name, *(_canonical(word, verbs[name], verbs) for word in arguments[1:])]
-    options, surplus = parser.parse_known_args(arguments)
+        surplus = list(takewhile(lambda word: not word.startswith("-"), arguments[1:]))
+    if name is None or any(not action.option_strings for action in verbs[name]._actions) or not surplus:
+        options, surplus = parser.parse_known_args(arguments)
     if surplus:
         takes = f"'medplan {name}' takes flags only" if name != "convert" else "one name is enough"
         raise UsageError(f"What is '{' '.join(surplus)}'? {takes}; see 'medplan {name} --help'.")
@@ -331,6 +337,9 @@ def _canonical(
     long = [option for option in known if option.startswith("--")]
     others = [f"'{other.prog}'" for other in verbs.values() if spelled in other._option_string_actions]
     hint = f", a flag of {' and '.join(others)}" if others else did_you_mean(spelled, long)
+    meant = flags.NNUNET.get(flag) or flags.NNUNET.get(spelled.lstrip("-"))
+    if meant is not None:
+        hint = f", which is nnU-Net's: {meant}"
     raise UsageError(f"'{parser.prog}' has no flag '{flag}'{hint}. See '{parser.prog} --help'.")
 
 

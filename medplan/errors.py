@@ -51,5 +51,6 @@ class CheckpointError(MedplanError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the known word nearest to `word`, or an empty string."""
-    matches = get_close_matches(word, list(known), n=1)
-    return f" (did you mean '{matches[0]}'?)" if matches else ""
+    bare = {name.lstrip("-"): name for name in known}  # dashes would make any two flags alike
+    matches = get_close_matches(word.lstrip("-"), list(bare), n=1)
+    return f" (did you mean '{bare[matches[0]]}'?)" if matches else ""

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from medplan.plan.schema import Plan
 
 __all__ = [
+    "NNUNET",
     "dataset",
     "datasets",
     "device",
@@ -16,11 +17,38 @@ __all__ = [
     "method",
     "model",
     "numbers",
+    "part",
     "planning",
     "precision",
     "workers",
     "workspace",
 ]
+
+
+NNUNET = {
+    "-c": "a plan has one network, and no configurations",
+    "--c": "the same command goes on where it stopped",
+    "p": "the plan is that of dataset and method",
+    "tr": "-m names the method",
+    "val": "the same command again evaluates a finished training",
+    "npz": "'medplan predict --probabilities' writes them",
+    "save-probabilities": "--probabilities",
+    "disable-tta": "mirroring is off unless --mirror is given",
+    "continue-prediction": "cases that are finished are kept",
+    "step-size": "--step",
+    "chk": "--checkpoint best, or last",
+    "np": "--workers, or leave it out",
+    "npp": "nothing is sent between processes; leave it out",
+    "nps": "nothing is sent between processes; leave it out",
+    "num-parts": "--part 1/4, 2/4, ...",
+    "part-id": "--part 1/4, 2/4, ...",
+    "num-gpus": "start it with torchrun, see docs/architecture.md",
+    "pretrained-weights": "--from RUN",
+    "verify-dataset-integrity": "files are always checked",
+    "gpu-memory-target": "--gpu-memory",
+    "overwrite-target-spacing": "--spacing",
+}
+"""Flags that users of nnU-Net type from memory, and what to give instead."""
 
 
 def everywhere(parser: argparse.ArgumentParser) -> None:
@@ -161,6 +189,14 @@ def _whole_number(least: int) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def part(text: str) -> tuple[int, int]:
+    """Read which of how many parts, ``1/4`` to ``4/4``."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"should be 1/4, 2/4 and so on, found '{text}'")
+    return int(number), int(count)
 
 
 def _label_groups(text: str) -> dict[str, tuple[int, ...]]:

@@ -53,6 +53,10 @@ def test_every_override_has_a_flag() -> None:
         (["trian"], "did you mean 'train'"),
         (["plan", "-d", "X", "--gpu-memry", "4"], "did you mean '--gpu-memory'"),
         (["train"], "required: -d/--dataset"),
+        (["train", "27", "3d_fullres", "0"], "What is '27 3d_fullres 0'? 'medplan train' takes flags only"),
+        (["train", "-d", "X", "--c"], "nnU-Net's: the same command goes on"),
+        (["predict", "-i", "x", "-o", "y", "--num_parts", "2"], "nnU-Net's: --part 1/4"),
+        (["predict", "-i", "x", "-o", "y", "--part", "5/4"], "--part: should be 1/4, 2/4 and so on"),
         (["plan", "-d", "X", "--iters", "many"], "should be a whole number, 0 or more, found 'many'"),
         (
             ["fingerprint", "-d", "X", "--workers", "-1"],

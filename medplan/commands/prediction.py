@@ -22,6 +22,7 @@ def predict(
     input: Path,
     output: Path,
     options: "Options",
+    part: tuple[int, int] | None,
     probabilities: bool,
     extras: bool,
     separate_tasks: bool,
@@ -62,7 +63,7 @@ def predict(
     folds = ", ".join(str(fold) for fold in loaded.folds)
     print(f"Model: {source} (fold{'s'[: len(loaded.folds) > 1]} {folds}, {trained.checkpoint})", flush=True)
     if ending_of(output) and not output.is_dir():
-        if probabilities or extras or separate_tasks or prompts is not None:
+        if probabilities or extras or separate_tasks or part or prompts is not None:
             raise UsageError(f"-o {output} names one file; these flags need a folder for their files.")
         cases = find_inputs(input, len(loaded.dataset.channels), loaded.dataset.file_ending)
         if len(cases) > 1:
@@ -76,8 +77,17 @@ def predict(
         loaded.predict_file(cases[0].images, output=written, options=options)
         print(f"Prediction: {written}")
         return
+    cases = find_inputs(input, len(loaded.dataset.channels), loaded.dataset.file_ending)
+    if part is not None:
+        number, count = part
+        cases = cases[number - 1 :: count]
+        if prompts is not None:
+            raise UsageError("--part does not go with --prompts, whose boxes are those of all cases.")
+        if not cases:
+            print(f"Part {number} of {count} has no cases.")
+            return
     run_prediction(
-        input,
+        cases,
         output,
         loaded,
         options=options,

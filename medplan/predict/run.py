@@ -98,7 +98,7 @@ def predict(
         if job.path(case).resolve() in sources:
             raise UsageError(f"-o {output}: the label map of '{case.id}' would overwrite its image there.")
     output.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(output)
+    _remove_leftovers(output, cases)
     used = describe(boxes, [case.id for case in cases], options.prompt) if model.takes_prompts else None
     _describe(model, output, used)
     failures: dict[str, str] = {}
@@ -309,9 +309,12 @@ def _describe(model: Model, output: Path, prompts: str | None) -> None:
     write_json(description, output / "dataset.json")
 
 
-def _remove_leftovers(output: Path) -> None:
-    """Remove what a killed process left half written."""
+def _remove_leftovers(output: Path, cases: Sequence[RawCase]) -> None:
+    """Remove what a killed process left half written of these cases; others may be in another one's hands."""
+    beginnings = tuple(f".{case.id}{mark}" for case in cases for mark in "._")
     for path in output.glob(".*.tmp*"):
+        if not path.name.startswith(beginnings):
+            continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

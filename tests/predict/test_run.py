@@ -147,6 +147,14 @@ def test_the_record_of_a_label_map_names_its_images(model: Model, inputs: Path, 
     assert record["images"] == [str((inputs / "case0_0000.nii.gz").resolve())]
 
 
+def test_what_another_process_is_writing_is_left_alone(model: Model, inputs: Path, tmp_path: Path) -> None:
+    theirs, own = (tmp_path / "out" / f".{case}.nii.gz.1.tmp" for case in ("case10", "case1"))
+    for folder in (theirs, own):
+        folder.mkdir(parents=True)
+    predict(inputs, tmp_path / "out", model)
+    assert theirs.is_dir() and not own.exists()
+
+
 def test_one_bad_file_does_not_stop_the_others(model: Model, inputs: Path, tmp_path: Path) -> None:
     bad = inputs / "case1_0000.nii.gz"
     content = bad.read_bytes()
