@@ -17,7 +17,7 @@ from torch import Tensor
 
 from medplan.errors import MethodError
 from medplan.randomness import generator as numpy_generator
-from medplan.samples.spatial import resample_patch
+from medplan.samples.spatial import resample_patch, sampling_grid
 
 __all__ = ["Augmentation", "Intensity", "adjust_contrast", "adjust_gamma", "blur", "coarsen", "shape_patches"]
 
@@ -169,19 +169,27 @@ def shape_patches(batch: Batch, patch_size: Voxel) -> Batch:
         stem = key.removesuffix("image")
         transforms = batch.get(stem + "transform") or [None] * len(batch[key])
         pairs = [(key, True)] + ([(stem + "label", False)] if stem + "label" in batch else [])
+        # Image and label of an element are sampled at the same places.
+        grids = [
+            None
+            if transform is None or transform.scales_only
+            else sampling_grid(transform, patch_size, item.device)
+            for item, transform in zip(batch[key], transforms, strict=True)
+        ]
         for name, is_image in pairs:
             if all(transform is None for transform in transforms) and isinstance(batch[name], Tensor):
                 _check_patch(name, batch[name].shape[-3:], patch_size)
                 continue
             items = []
-            for item, transform in zip(batch[name], transforms, strict=True):
+            for item, transform, grid in zip(batch[name], transforms, grids, strict=True):
                 if transform is None:
                     _check_patch(name, item.shape[-3:], patch_size)
                     items.append(item)
                 elif is_image:
-                    items.append(resample_patch(item, transform, patch_size, mode="linear"))
+                    items.append(resample_patch(item, transform, patch_size, mode="linear", grid=grid))
                 else:
-                    items.append(resample_patch(item[None], transform, patch_size, mode="nearest")[0])
+                    codes = resample_patch(item[None], transform, patch_size, mode="nearest", grid=grid)
+                    items.append(codes[0])
             shaped[name] = torch.stack(items)
     return shaped
 

@@ -8,6 +8,7 @@ Shapes: C channels, Z Y X voxels of the box that was read, P the patch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from medplan.randomness import seeded
 
-__all__ = ["Spatial", "Transform", "resample_patch"]
+__all__ = ["Spatial", "Transform", "resample_patch", "sampling_grid"]
 
 Voxel = tuple[int, int, int]
 Matrix = tuple[tuple[float, float, float], ...]
@@ -129,45 +130,35 @@ class Spatial:
 
 
 def resample_patch(
-    source: Tensor, transform: Transform, patch_size: Voxel, *, mode: Literal["linear", "nearest"]
+    source: Tensor,
+    transform: Transform,
+    patch_size: Voxel,
+    *,
+    mode: Literal["linear", "nearest"],
+    grid: Tensor | None = None,
 ) -> Tensor:
     """Resample the box that a sampler read into the patch.
 
     Args:
         source: (C, *transform.box) float32 for ``linear``, any type for ``nearest``; voxels outside count as
             0.
+        grid: what `sampling_grid` gives, where it has been asked for already.
 
     Returns: (C, *patch_size), the type of `source`.
     Differs: nnU-Net interpolates labels linearly per class and takes the arg-max; nearest is five times
         faster and moves boundaries by less than half a voxel.
     """
+    # Codes as float32: grid_sample takes no integers, and float16 cannot hold them all.
+    values = source.float()
     if transform.scales_only:
-        if mode == "linear":
-            size = [int(length) for length in patch_size]
-            return F.interpolate(source[None], size=size, mode="trilinear", align_corners=False)[0]
-        z, y, x = (
-            ((torch.arange(size, device=source.device) + 0.5) * (box / size)).long().clamp_(max=box - 1)
-            for size, box in zip(patch_size, transform.box, strict=True)
-        )
-        return source[:, z][:, :, y][:, :, :, x]
-    axes = _sampling_axes(transform, patch_size, source.device)
-    if _keeps_slices(transform):
-        grid = torch.stack((axes[2], axes[1]), dim=-1)[0]
-        planes = source.flatten(0, 1)[None]
-        if mode == "linear":
-            sampled = F.grid_sample(planes, grid[None], align_corners=False)
-        else:
-            sampled = _nearest(planes, grid[None])
-        return sampled[0].reshape(*source.shape[:2], *patch_size[1:])
-    grid = torch.stack((axes[2], axes[1], axes[0]), dim=-1)[None]
-    if mode == "linear":
-        return F.grid_sample(source[None], grid, align_corners=False)[0]
-    return _nearest(source[None], grid)[0]
-
-
-def _nearest(source: Tensor, grid: Tensor) -> Tensor:
-    """Sample label codes; float16 cannot hold them all and grid_sample takes no integers."""
-    return F.grid_sample(source.float(), grid, mode="nearest", align_corners=False).to(source.dtype)
+        how = "trilinear" if mode == "linear" else "nearest-exact"
+        resampled = F.interpolate(values[None], size=list(patch_size), mode=how)
+        return resampled[0].to(source.dtype)
+    grid = sampling_grid(transform, patch_size, source.device) if grid is None else grid
+    planes = values.flatten(0, 1) if _keeps_slices(transform) else values
+    how = "bilinear" if mode == "linear" else "nearest"
+    sampled = F.grid_sample(planes[None], grid, mode=how, align_corners=False)
+    return sampled.to(source.dtype).reshape(len(source), -1, *patch_size[1:])
 
 
 def _keeps_slices(transform: Transform) -> bool:
@@ -176,24 +167,29 @@ def _keeps_slices(transform: Transform) -> bool:
     return is_in_plane and (displacement is None or displacement.shape[1] == 1)
 
 
-def _sampling_axes(transform: Transform, patch_size: Voxel, device: torch.device) -> list[Tensor]:
-    """Return z, y, x of every patch voxel in the box, each in [-1, 1] over the box; (1 or Z, Y, X)."""
-    keeps_slices = _keeps_slices(transform)
-    offsets = [
-        torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2
-        for size in ((1, *patch_size[1:]) if keeps_slices else patch_size)
-    ]
-    bend = None
+def sampling_grid(transform: Transform, patch_size: Voxel, device: torch.device) -> Tensor:
+    """Return where in the box every voxel of the patch is, each axis in [-1, 1], as `F.grid_sample` takes it.
+
+    Returns: (1, Z, Y, X, 3) of x, y, z; where slices stay what they are, (1, Y, X, 2) of x, y.
+    """
+    axes = (1, 2) if _keeps_slices(transform) else (0, 1, 2)
+    # Half-widths of a box are the unit, and x comes first.
+    rows = [[transform.matrix[row][axis] * 2 / transform.box[row] for row in reversed(axes)] for axis in axes]
+    factors = torch.tensor(rows).to(device, non_blocking=True)
+    rays = []
+    for number, axis in enumerate(axes):
+        size = patch_size[axis]
+        ray = factors[number][:, None] * torch.arange((1 - size) / 2, size / 2, device=device)
+        rays.append(ray.view(-1, *(size if other == axis else 1 for other in axes)))
+    # Far cheaper than a matrix product per voxel.
+    position = reduce(torch.add, rays)
     if transform.displacement is not None:
         coarse = torch.from_numpy(transform.displacement).to(device, non_blocking=True)[None]
-        bend = F.interpolate(coarse, size=[len(o) for o in offsets], mode="trilinear", align_corners=True)[0]
-    axes = []
-    for axis, (row, box) in enumerate(zip(transform.matrix, transform.box, strict=True)):
-        # A sum of three rays: far cheaper than a matrix product per voxel.
-        z, y, x = (offset * (factor * 2 / box) for offset, factor in zip(offsets, row, strict=True))
-        position = (z[:, None, None] + y[None, :, None]) + x[None, None, :]
-        axes.append(position if bend is None else position + bend[axis] * (2 / box))
-    return axes
+        shape = [patch_size[axis] if axis in axes else 1 for axis in (0, 1, 2)]
+        bend = F.interpolate(coarse, size=shape, mode="trilinear", align_corners=True)[0]
+        for number, axis in enumerate(reversed(axes)):
+            position[number] += (bend[axis] * (2 / transform.box[axis])).view_as(position[number])
+    return position.movedim(0, -1)[None]
 
 
 def _rotation(angles: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
