@@ -31,3 +31,5 @@ def test_the_last_finished_run_goes_before_one_that_is_being_trained(tmp_path: P
     installed = make_run(space.root, "installed", age=10, status=None)
     assert Trained().find(space) == installed
     assert Trained(run="running").find(space) == running
+    odd = make_run(space.root, "at 3 mm [thin]", age=30, status="finished")
+    assert Trained(run="at 3 mm [thin]").find(space) == odd

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -45,7 +46,7 @@ class Trained:
         if self.model is not None:
             return self.model
         wanted = (self.dataset and space.plan_name(self.dataset), self.method, self.run)
-        pattern = "/".join(part or "*" for part in wanted)
+        pattern = "/".join(escape(part) if part else "*" for part in wanted)
         results = space.root / "results"
         found = list(results.glob(f"{pattern}/fold_*/best.pt"))
         if found:

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,7 @@ class _Finder:
         if not path.is_file():
             numbered = {
                 int(match[1]): other
-                for other in folder.glob(f"{_escaped(stem)}_[0-9][0-9][0-9][0-9]{ending_of(path)}")
+                for other in folder.glob(f"{escape(stem)}_[0-9][0-9][0-9][0-9]{ending_of(path)}")
                 if (match := re.search(r"_(\d{4})$", stem_of(other)))
             }
             if numbered:
@@ -237,10 +238,6 @@ class _Finder:
 
 def _visible(folder: Path) -> list[str]:
     return sorted(name for name in os.listdir(folder) if not name.startswith("."))
-
-
-def _escaped(name: str) -> str:
-    return re.sub(r"([\[\]*?])", r"[\1]", name)
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
