@@ -64,15 +64,9 @@ def format_table(rows: Sequence[Row]) -> str:
     """Return the rows as an aligned text table; the recommended method is marked with ``*``."""
     head = ("", "method", "fits", "dims", "patch", "batch", "encoder", "GPU memory", "GPU time", "why")
     lines = [head, *(_cells(row, is_first=number == 0) for number, row in enumerate(rows))]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head) - 1)]
-    texts = []
-    for line in lines:
-        padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=False)]
-        texts.append(
-            "  ".join([*padded, line[-1]]).strip() if line is head else "  ".join([*padded, line[-1]])
-        )
-    texts[0] = " " * (widths[0] + 2) + texts[0]
-    return "\n".join(text.rstrip() for text in texts)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head) - 1)] + [0]
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
 def _cells(row: Row, *, is_first: bool) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from medplan.errors import UsageError, did_you_mean
+from medplan.records import write_text
 
 __all__ = ["Means", "RunLog", "open_trackers"]
 
@@ -63,9 +64,7 @@ class RunLog:
         if self._path is None or not self._path.exists():
             return
         kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.replace(self._path)
+        write_text("".join(f"{line}\n" for line in kept), self._path)
 
     def write(self, line: Mapping[str, Any]) -> None:
         if self._path is None:
