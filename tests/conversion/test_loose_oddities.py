@@ -1,0 +1,292 @@
+"""What does not fit is said and never guessed; what was given by hand stays."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK
+
+from dataset_conversion.loose.looks import looks_like_labels
+from dataset_conversion.loose.names import found, identifier
+from dataset_conversion.scans import convert
+from dataset_conversion.volumes import grid_of, read_volume
+from medplan.cli import main
+from medplan.data.dataset import open_dataset
+from medplan.errors import DataError
+from tests.conversion.pieces import GRIDS, SHAPE, Array, blobs, itk, nifti, nrrd, picture, scan, series
+
+AFFINE = GRIDS[1]
+
+
+def box(*corners: int, shape: tuple[int, ...] = SHAPE) -> Array:
+    """Return a mask of the voxels from `corners` on, two in each direction."""
+    drawn = np.zeros(shape, dtype="uint8")
+    drawn[tuple(slice(corner, corner + 2) for corner in corners)] = 1
+    return drawn
+
+
+def described(target: Path) -> Any:
+    return json.loads((target / "dataset.json").read_text())
+
+
+def notes_of(target: Path) -> str:
+    return " ".join(described(target).get("notes", []))
+
+
+def label_of(target: Path, case: str) -> Array:
+    return np.asanyarray(nibabel.load(target / "labelsTr" / f"{case}.nii.gz").dataobj)
+
+
+def pairs(root: Path, kinds: dict[str, str]) -> None:
+    """Write the scans of cases, one letter per channel."""
+    for case, letters in kinds.items():
+        for letter in letters:
+            kind = {"1": "t1", "2": "t2", "F": "flair", "C": "ct", "M": "mr"}[letter]
+            nifti(root / f"{case}_{kind}.nii.gz", scan(ord(letter)), AFFINE)
+
+
+def test_a_case_that_lacks_a_channel_is_left_out_and_named(tmp_path: Path) -> None:
+    pairs(tmp_path / "in", {"a": "12", "b": "12F", "c": "1", "d": "12"})
+    nifti(tmp_path / "in" / "c_seg.nii.gz", blobs(0, [1]), AFFINE)
+    convert(tmp_path / "in", tmp_path / "out")
+    dataset = open_dataset(tmp_path / "out")
+    assert [case.id for case in dataset.cases] == ["a", "b", "d"] and dataset.channels == ("T1", "T2")
+    assert "1 case(s) lack a channel and are left out: c (no T2)" in notes_of(tmp_path / "out")
+    assert "none of the channels T1, T2 and are left out: b_flair.nii.gz" in notes_of(tmp_path / "out")
+    assert "no scan of that name" not in notes_of(tmp_path / "out")
+
+
+def test_cases_without_common_channels_are_an_error_that_counts_them(tmp_path: Path) -> None:
+    pairs(tmp_path / "in", {"a": "12", "b": "1F", "c": "CM", "d": "2F"})
+    with pytest.raises(DataError, match=r"differ in their channels: T1 \+ T2 \(1\), T1 \+ FLAIR \(1\)"):
+        convert(tmp_path / "in", tmp_path / "out")
+
+
+def test_two_scans_of_one_channel_are_an_error(tmp_path: Path) -> None:
+    pairs(tmp_path / "in", {"a": "12", "b": "12"})
+    nifti(tmp_path / "in" / "images" / "a_t1.nii.gz", scan(0), AFFINE)
+    with pytest.raises(DataError, match=r"both be T1 of one case: a_t1.nii.gz and images/a_t1.nii.gz"):
+        convert(tmp_path / "in", tmp_path / "out")
+
+
+def test_scans_with_labels_of_their_own_stay_apart(tmp_path: Path) -> None:
+    pairs(tmp_path / "in", {"1": "CM", "2": "CM"})
+    for kind in ("ct", "mr"):
+        nifti(tmp_path / "in" / f"1_{kind}_seg.nii.gz", blobs(ord(kind[0]), [1]), AFFINE)
+    convert(tmp_path / "in", tmp_path / "out")
+    dataset = open_dataset(tmp_path / "out")
+    assert [case.id for case in dataset.cases] == ["1_ct", "1_mr", "2_ct", "2_mr"]
+    assert [case.is_labelled for case in dataset.cases] == [True, True, False, False]
+
+
+def test_numbered_scans_are_no_channels(tmp_path: Path) -> None:
+    for number in range(4):
+        nifti(tmp_path / "in" / f"scan_{number:04d}.nii.gz", scan(number), AFFINE)
+    convert(tmp_path / "in", tmp_path / "out")
+    assert len(open_dataset(tmp_path / "out").cases) == 4
+
+
+@pytest.mark.parametrize("labelled", ["t1", "t2"])
+def test_channels_on_other_grids_come_onto_the_labelled_one(labelled: str, tmp_path: Path) -> None:
+    """A ramp in space stays that ramp, whatever the grid."""
+    other = GRIDS[4] @ np.diag([0.8, 0.9, 0.5, 1])
+    grids = {"t1": (GRIDS[4], (9, 9, 5)), "t2": (other, (11, 10, 9))}
+    for kind, (affine, shape) in grids.items():
+        places = nibabel.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
+        nifti(tmp_path / "in" / "p" / f"{kind}.nii.gz", (places @ [1, 2, 3]).astype("float32"), affine)
+    affine, shape = grids[labelled]
+    nifti(tmp_path / "in" / "p" / "mask.nii.gz", box(2, 2, 2, shape=shape), affine)
+    convert(tmp_path / "in", tmp_path / "out")
+    (case,) = open_dataset(tmp_path / "out").cases
+    assert "channels on other grids; they are resampled: p (" in notes_of(tmp_path / "out")
+    for path in case.images:
+        image = nibabel.load(path)
+        assert image.shape == shape
+        np.testing.assert_allclose(image.affine, affine, atol=1e-4)
+        places = nibabel.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
+        inner = (slice(2, 7),) * 2 + (slice(1, 4),)
+        np.testing.assert_allclose(np.asarray(image.dataobj)[inner], (places @ [1, 2, 3])[inner], atol=1e-2)
+    np.testing.assert_array_equal(label_of(tmp_path / "out", "p"), box(2, 2, 2, shape=shape))
+
+
+def test_channels_of_different_places_are_left_out(tmp_path: Path) -> None:
+    pairs(tmp_path / "in", {"a": "12", "b": "12", "c": "1"})
+    away = AFFINE.copy()
+    away[:3, 3] += 500
+    nifti(tmp_path / "in" / "c_t2.nii.gz", scan(0), away)
+    convert(tmp_path / "in", tmp_path / "out")
+    assert len(open_dataset(tmp_path / "out").cases) == 2
+    assert "1 case(s) are left out since their channels do not cover the same region: c (T2 and T1)" in (
+        notes_of(tmp_path / "out")
+    )
+
+
+def test_where_masks_overlap_the_smaller_one_counts_and_it_is_said(tmp_path: Path) -> None:
+    large, small = np.zeros(SHAPE, "uint8"), box(2, 2, 2)
+    large[1:6, 1:5, 1:5] = 1
+    nifti(tmp_path / "in" / "p1.nii.gz", scan(0), AFFINE)
+    nifti(tmp_path / "in" / "p1_tumour_mask.nii.gz", small, AFFINE)
+    nifti(tmp_path / "in" / "p1_liver_mask.nii.gz", large, AFFINE)
+    nifti(tmp_path / "in" / "p2.nii.gz", scan(0), AFFINE)
+    nifti(tmp_path / "in" / "p2_liver_mask.nii.gz", large, AFFINE)
+    convert(tmp_path / "in", tmp_path / "out")
+    assert described(tmp_path / "out")["labels"] == {"background": 0, "liver": 1, "tumour": 2}
+    np.testing.assert_array_equal(label_of(tmp_path / "out", "p1"), large + small)
+    assert "the smaller one counts there: p1 (tumour and liver, 8 voxels)" in notes_of(tmp_path / "out")
+    assert "1 labelled case(s) lack masks that others have" in notes_of(tmp_path / "out")
+    assert "p2 (no tumour)" in notes_of(tmp_path / "out")
+
+
+def test_parts_of_one_class_are_joined_unless_they_overlap(tmp_path: Path) -> None:
+    nifti(tmp_path / "in" / "p.nii.gz", scan(0), AFFINE)
+    nifti(tmp_path / "in" / "p_mask.nii.gz", box(0, 0, 0), AFFINE)
+    nifti(tmp_path / "in" / "p_mask_1.nii.gz", box(4, 3, 3), AFFINE)
+    convert(tmp_path / "in", tmp_path / "out")
+    np.testing.assert_array_equal(label_of(tmp_path / "out", "p"), box(0, 0, 0) | box(4, 3, 3))
+    nifti(tmp_path / "in" / "p_mask_1.nii.gz", box(1, 1, 1), AFFINE)
+    with pytest.raises(DataError, match="overlaps with another label of its case"):
+        convert(tmp_path / "in", tmp_path / "out")
+
+
+def test_names_and_values_stay_when_classes_join(tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    pairs(source, {"a": "1F", "b": "1F"})
+    for organ, place in (("liver", (0, 0, 0)), ("spleen", (4, 3, 3))):
+        nifti(source / f"a_{organ}_mask.nii.gz", box(*place), AFFINE)
+    convert(source, target)
+    text = described(target)
+    text |= {"labels": {"background": 0, "hepar": 1, "spleen": 2}, "channel_names": {"0": "T1", "1": "dark"}}
+    (target / "dataset.json").write_text(
+        json.dumps(text | {"contact": "us", "splits": {"s": {"test": ["b"]}}})
+    )
+    nifti(source / "a_colon_mask.nii.gz", box(0, 3, 3), AFFINE)
+    convert(source, target)
+    assert described(target)["labels"] == {"background": 0, "hepar": 1, "spleen": 2, "colon": 3}
+    assert described(target)["channel_names"] == {"0": "T1", "1": "dark"}
+    assert described(target)["contact"] == "us" and described(target)["splits"] == {"s": {"test": ["b"]}}
+    np.testing.assert_array_equal(np.argwhere(label_of(target, "a") == 3), np.argwhere(box(0, 3, 3)))
+    pairs(source, {"a": "2", "b": "2"})
+    convert(source, target)
+    assert described(target)["channel_names"] == {"0": "T1", "1": "T2", "2": "dark"}
+
+
+def test_a_segment_gives_its_name_to_a_value_without_one(tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    for case in ("a", "b"):
+        nifti(source / f"{case}.nii.gz", scan(0), AFFINE)
+    nifti(source / "a_seg.nii.gz", box(0, 0, 0), AFFINE)
+    convert(source, target)
+    image = itk(box(1, 1, 1), AFFINE)
+    for key, value in {"Name": "liver", "LabelValue": "1", "Layer": "0"}.items():
+        image.SetMetaData(f"Segment0_{key}", value)
+    SimpleITK.WriteImage(image, str(source / "b.seg.nrrd"))
+    convert(source, target)
+    assert described(target)["labels"] == {"background": 0, "liver": 1}
+    image.SetMetaData("Segment0_Name", "spleen")
+    SimpleITK.WriteImage(image, str(source / "b.seg.nrrd"))
+    convert(source, target)
+    assert described(target)["labels"] == {"background": 0, "liver": 1, "spleen": 2}
+    assert "a segment 'spleen' is stored as 1, which is another class elsewhere" in notes_of(target)
+    np.testing.assert_array_equal(label_of(target, "b"), 2 * box(1, 1, 1))
+
+
+def test_colours_keep_their_numbers_when_one_joins(tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    drawn = np.zeros((20, 20, 3), "uint8")
+    drawn[2:9, 2:9] = 255, 0, 0
+    for name in ("a", "b"):
+        picture(source / f"{name}.png", scan(1, shape=(20, 20)).astype("uint8"))
+        picture(source / f"{name}_mask.png", drawn)
+        convert(source, target)
+        drawn[12:18, 2:9] = 0, 0, 255
+    assert described(target)["labels"] == {"background": 0, "red": 1, "blue": 2}
+
+
+def test_the_names_of_a_dataset_that_needed_no_conversion_are_taken(tmp_path: Path) -> None:
+    nifti(tmp_path / "in" / "imagesTr" / "a_0000.nii.gz", scan(0), AFFINE)
+    nifti(tmp_path / "in" / "labelsTr" / "a.nii.gz", blobs(0, [1, 2]), AFFINE)
+    text = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "tumour": 2}}
+    (tmp_path / "in" / "dataset.json").write_text(json.dumps(text | {"file_ending": ".nii.gz"}))
+    convert(tmp_path / "in", tmp_path / "out")
+    dataset = open_dataset(tmp_path / "out")
+    assert (dataset.labels.names, dataset.channels) == (("liver", "tumour"), ("CT",))
+
+
+def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    for case in ("a", "b"):
+        series(source / case, scan(0), GRIDS[0], names=[f"{z}.dcm" for z in range(SHAPE[2])])
+    shutil.copy(source / "a" / "2.dcm", source / "a" / "x.dcm")
+    (source / "a" / "1.dcm").unlink()
+    head = b"\0" * 128 + b"DICM" + b"\x02\0\x02\0UI\x1e\x001.2.840.10008.5.1.4.1.1.481.3\0"
+    (source / "b" / "contours.dcm").write_bytes(head + b"\0" * 64)
+    (source / "report.pdf").write_text("no scan")
+    convert(source, tmp_path / "out")
+    assert [case.id for case in open_dataset(tmp_path / "out").cases] == ["b"]
+    notes = notes_of(tmp_path / "out")
+    assert "a DICOM folder is left out" in notes and "slices are missing or doubled" in notes
+    assert "1 RTSTRUCT file(s) are not read (b/contours.dcm); export them as NIfTI" in notes
+    assert "1 file(s) of other kinds are left out (1 .pdf), for instance report.pdf" in notes
+    assert "no label was found; call labels like their scans" in notes
+
+
+@pytest.mark.parametrize("number", range(len(GRIDS)))
+@pytest.mark.parametrize("ending", ["nii.gz", "nrrd", "mha", "dicom"])
+def test_headers_tell_the_grid_that_reading_gives(number: int, ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{ending}"
+    if ending == "dicom":
+        series(path, scan(0), GRIDS[number], names=[f"{z}.dcm" for z in range(SHAPE[2])])
+    else:
+        (nifti if ending == "nii.gz" else nrrd)(path, scan(0), GRIDS[number])
+    volume = read_volume(path)
+    shape, affine = grid_of(path)
+    assert shape == volume.voxels.shape
+    np.testing.assert_allclose(affine, volume.affine, atol=1e-4)
+
+
+def test_labels_are_told_from_scans_by_their_areas(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    areas = np.repeat(np.repeat(rng.integers(0, 90, (6, 6, 6)), 8, axis=0), 8, axis=1)
+    contents = {
+        "areas": (areas.astype("int16"), True),
+        "floats": (areas.astype("float64"), True),
+        "one": (box(1, 1, 1), True),
+        "nothing": (np.zeros(SHAPE, "uint8"), True),
+        "scan": (rng.integers(0, 256, (30, 30, 9)).astype("uint8"), False),
+        "smooth": (np.indices((30, 30, 9)).sum(axis=0).astype("uint8") * 2, False),
+        "ct": (scan(3), False),
+        "probability": (areas / 90, False),
+        "constant": (np.full(SHAPE, 7, "uint8"), False),
+    }
+    for name, (voxels, is_label) in contents.items():
+        assert looks_like_labels(nifti(tmp_path / f"{name}.nii.gz", voxels, AFFINE)) == is_label, name
+
+
+@pytest.mark.parametrize(
+    ("path", "whole", "name"),
+    [
+        ("p1/ct.nii.gz", True, "p1_ct"),
+        ("p1/p1_t1.nii.gz", True, "p1_t1"),
+        ("p1/p1_t1.nii.gz", False, "p1"),
+        ("T1/7.nii.gz", False, "7"),
+        ("images/a.b/Scan 01.nii.gz", True, "a_b_Scan_01"),
+        ("image.nii.gz", True, "image"),
+        ("t1.nii.gz", False, "t1"),
+    ],
+)
+def test_ids_say_the_path_once(path: str, whole: bool, name: str, tmp_path: Path) -> None:
+    assert identifier(found(tmp_path / path, tmp_path), whole=whole) == name
+
+
+def test_the_summary_says_what_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs(tmp_path / "in", {"a": "1F"})
+    nifti(tmp_path / "in" / "a_liver_mask.nii.gz", box(0, 0, 0), AFFINE)
+    arguments = ["--source", str(tmp_path / "in"), "--target", str(tmp_path / "out")]
+    assert main(["convert", "scans", *arguments]) == 0
+    assert "(1 training cases, 1 of them labelled)\n  channels: T1, FLAIR\n  classes: liver\n" in (
+        capsys.readouterr().out
+    )
