@@ -7,6 +7,7 @@ A model file is a dictionary with ``format`` (1), ``plan`` (the plan as plain da
 
 import os
 import pickle
+import struct
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,6 +33,11 @@ __all__ = [
 ]
 
 FORMAT = 1
+_UNREADABLE = (
+    RuntimeError, EOFError, OSError, pickle.UnpicklingError,
+    # What torch's reader of old files runs into where there is no such file at all.
+    LookupError, ValueError, TypeError, AttributeError, struct.error,
+)  # fmt: skip
 
 
 def save(path: Path, state: Mapping[str, Any]) -> Path:
@@ -65,10 +71,11 @@ def load(path: Path, *, device: torch.device | str = "cpu") -> dict[str, Any]:
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file.") from None
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}). It may be cut short or come "
-            "from another program; delete it or copy it again."
+            f"{path}: not a readable checkpoint ({why}). It may be cut short or come from another program; "
+            "delete it or copy it again."
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: expected a dictionary, found {type(state).__name__}.")
@@ -170,12 +177,16 @@ def _read_keras(path: Path) -> dict[str, Any]:
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
+        from safetensors import SafetensorError  # type: ignore[import-not-found, unused-ignore]
         from safetensors.torch import load_file  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise CheckpointError(
             f"{path}: to read it, 'pip install safetensors', or convert it to .pt."
         ) from None
-    return dict(load_file(path))
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable file of safetensors ({error}).") from None
 
 
 def _model(method: nn.Module, plan: Plan, *, fold: Fold, step: int, score: float | None) -> dict[str, Any]:

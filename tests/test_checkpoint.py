@@ -64,6 +64,25 @@ def test_a_file_that_is_cut_short_is_no_traceback(tmp_path: Path) -> None:
         checkpoint.load(tmp_path / "y.pt")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello",
+        b"<!DOCTYPE html><html>",
+        b"version https://git-lfs",
+        bytes(range(256)),
+    ],
+)
+def test_a_file_that_is_something_else_is_no_traceback(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "weights.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        checkpoint.load_published(tmp_path / "weights.pth")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    with pytest.raises(CheckpointError, match="expected a dictionary, found Tensor"):
+        checkpoint.load_published(tmp_path / "tensor.pth")
+
+
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"a": Path("x")}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="not a readable checkpoint"):
