@@ -6,7 +6,7 @@ step is run on them, and every tensor that autograd keeps for the backward pass 
 The estimate is the sum of
     * parameters and buffers, gradients (one float32 per parameter that is trained), the optimisers' state;
     * the largest amount that is kept for a backward pass at any time of the step, with convolutions and
-      matrix products in bfloat16, as autocast runs them;
+      matrix products in bfloat16 (or float16, which is as long), as autocast runs them;
     * twice the largest single tensor kept: the backward pass holds the gradients of the output and of the
       input of a layer;
     * a margin of 10 % for the fragments of the allocator and the workspace of convolutions, and 512 MB for

@@ -108,6 +108,13 @@ def test_other_settings_do_not_make_the_host_wait_either(setting: str, tmp_path:
         assert_waits_once_per_update()
 
 
+@pytest.mark.parametrize("name", ["bijros", "supervised"])
+def test_scaled_losses_do_not_make_the_host_wait_either(name: str, tmp_path: Path) -> None:
+    with emulated():
+        train_there(name, tmp_path, Runtime(device=DEVICE, precision="fp16"))
+        assert_waits_once_per_update()
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize(
     "name",

@@ -9,15 +9,17 @@ import torch
 from medplan import registry
 from medplan.data.images import Geometry, Image, read_label
 from medplan.data.labels import LabelSpace
-from medplan.errors import CheckpointError, DataError, UsageError
+from medplan.errors import CheckpointError, DataError, MethodError, UsageError
 from medplan.plan.schema import Grid, Normalisation
 from medplan.predict import postprocess
 from medplan.predict.archive import export
 from medplan.predict.folder import keep_for_prediction, read_support, write_support
+from medplan.predict.members import mean_of
 from medplan.predict.model import Model, Options
 from medplan.predict.postprocess import Postprocessing
 from medplan.preprocess.atlas import atlas_path
 from medplan.preprocess.prepare import make_atlas
+from medplan.runtime import Runtime
 from medplan.samples.cases import Case
 from tests.conftest import Phantom, make_phantom, write_nifti
 from tests.predict.toy import LABELS, Toy, make_plan, make_run
@@ -283,3 +285,11 @@ def test_what_prediction_needs_of_the_training_data_is_kept(tmp_path: Path) -> N
     keep_for_prediction(Store(), {"Phantom": tmp_path / "preprocessed"}, tmp_path / "fold_0")
     assert [case.key for case in read_support(tmp_path / "fold_0")] == ["Phantom/c", "Phantom/a"]
     assert atlas_path(tmp_path / "fold_0").read_bytes() == b"atlas"
+
+
+def test_answers_that_float16_does_not_hold_are_no_answers() -> None:
+    slabs = [torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), torch.inf)]
+    answers = mean_of([iter(slabs)], Runtime(device=torch.device("cpu"), precision="fp16"))
+    assert torch.equal(next(answers), slabs[0])
+    with pytest.raises(MethodError, match="--precision fp32"):
+        next(answers)
