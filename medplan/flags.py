@@ -161,7 +161,12 @@ def planning(parser: argparse.ArgumentParser) -> None:
     add("--source-domain", metavar="DOMAIN", help="learn with the labels of this domain ...")
     add("--target-domain", metavar="DOMAIN", help="... for this one, whose labels are not read")
     add("--leave-out-domain", metavar="DOMAIN", help="keep this domain for testing")
-    add("--split", metavar="NAME", help="a published split of dataset.json, or 'none' to draw folds")
+    add(
+        "--split",
+        type=_split,
+        metavar="NAME|JSON",
+        help="a published split of dataset.json, a splits_final.json, or 'none' to draw folds",
+    )
     add("--novel", nargs="+", metavar="CLASS", help="classes kept out of training, to be shown by an example")
     add(
         "--label-groups",
@@ -197,6 +202,12 @@ def part(text: str) -> tuple[int, int]:
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise argparse.ArgumentTypeError(f"should be 1/4, 2/4 and so on, found '{text}'")
     return int(number), int(count)
+
+
+def _split(text: str) -> object:
+    from medplan.data.folds_file import read_folds
+
+    return read_folds(Path(text)) if text.endswith(".json") else text
 
 
 def _label_groups(text: str) -> dict[str, tuple[int, ...]]:

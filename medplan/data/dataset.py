@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medplan.data.description import Description, read_description
+from medplan.data.folds_file import FOLDS_FILE, read_folds
 from medplan.data.formats import IMAGE_ENDINGS, PICTURE_ENDINGS, ending_of, stem_of
 from medplan.data.inputs import find_inputs
 from medplan.data.labels import LabelSpace
@@ -104,7 +105,7 @@ def open_dataset(folder: Path) -> Dataset:
         cases=cases,
         test_cases=test_cases,
         strays=strays,
-        splits=_splits(description, cases, test_cases),
+        splits=_splits(folder, description, cases, test_cases),
     )
 
 
@@ -284,12 +285,18 @@ def _without(cases: tuple[RawCase, ...], exclude: Sequence[str], where: str) -> 
 
 
 def _splits(
-    description: Description, cases: Sequence[RawCase], test_cases: Sequence[RawCase]
+    folder: Path, description: Description, cases: Sequence[RawCase], test_cases: Sequence[RawCase]
 ) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Return the published splits of the training cases; what is in imagesTs is tested on anyway."""
+    """Return the splits of the training cases: those that are published, and folds that were chosen by hand.
+
+    What is in imagesTs is tested on anyway.
+    """
     training = {case.id for case in cases}
     result = {}
-    for name, roles in description.splits.items():
+    folds = read_folds(folder / FOLDS_FILE) if (folder / FOLDS_FILE).is_file() else ()
+    images = tuple(case.id for case in cases if case.label is None)
+    chosen = {f"{FOLDS_FILE} {n}": {**fold, "unlabelled": images} for n, fold in enumerate(folds)}
+    for name, roles in {**description.splits, **chosen}.items():
         named = {case: "" for ids in roles.values() for case in ids}
         _expect_known(named, (*cases, *test_cases), description, f"splits.{name}")
         kept = {role: tuple(case for case in ids if case in training) for role, ids in roles.items()}

@@ -12,7 +12,7 @@ from medplan.plan.folds import assign_roles
 from medplan.plan.grids import choose_normalisation
 from medplan.plan.label_groups import group_labels
 from medplan.plan.overrides import Overrides
-from medplan.plan.published import choose_split
+from medplan.plan.published import Split, choose_split
 from medplan.plan.schema import DatasetPlan, Normalisation
 from medplan.records import decode, encode
 
@@ -139,11 +139,11 @@ def fold_roles(
     named = overrides.split
     if any(domains):
         if named not in (None, "none"):
-            raise PlanError(
-                f"--split {named} says itself which cases are learned from; name no domain with it."
-            )
+            raise PlanError("--split says itself which cases are learned from; name no domain with it.")
         named = "none"
     published, said = choose_split(facts.splits, named, where=facts.name)
+    if named is not None and not isinstance(named, str):
+        published = _with_images(published, facts)
     folds, reasons = assign_roles(
         read.entries(facts, _labels(facts, overrides), domain=facts.name if several else None),
         needs=needs,
@@ -157,8 +157,21 @@ def fold_roles(
         where=facts.name,
         strict=not several,
     )
-    reasons["folds"] = said if published is not None else reasons["folds"] + said
+    reasons["folds"] = said if published else reasons["folds"] + said
     return folds, reasons
+
+
+def _with_images(folds: Sequence[Split], facts: "Fingerprint") -> tuple[Split, ...]:
+    """Return folds, which say of labelled cases only where they belong, with the images without label.
+
+    Raises: PlanError if they name a case that is not there.
+    """
+    known = {case.id for case in facts.cases}
+    for name in (case for fold in folds for ids in fold.values() for case in ids):
+        if name not in known:
+            raise PlanError(f"{facts.name}: there is no case '{name}'{did_you_mean(name, known)} (--split).")
+    images = tuple(case.id for case in facts.cases if not case.is_labelled)
+    return tuple({**fold, "unlabelled": images} for fold in folds)
 
 
 def _labels(facts: "Fingerprint", overrides: Overrides) -> LabelSpace:

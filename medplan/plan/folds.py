@@ -82,11 +82,10 @@ def split(entries: Sequence[Entry]) -> tuple[tuple[Fold, ...], str]:
     return tuple(result), f"5 folds equal to nnU-Net's (shuffled with seed {FOLD_SEED} over sorted ids)"
 
 
-def _one_fold(pool: Sequence[Entry], published: Split) -> tuple[tuple[Fold, ...], str]:
-    validation = set(published.get("validation", ()))
+def _fold(pool: Sequence[Entry], published: Split) -> Fold:
     ids = sorted(entry.id for entry in pool)
-    kept = tuple(case for case in ids if case not in validation)
-    return ((kept, tuple(case for case in ids if case in validation)),), "as published"
+    labelled, validation = (set(published.get(role, ())) for role in ("labelled", "validation"))
+    return tuple(case for case in ids if case in labelled), tuple(case for case in ids if case in validation)
 
 
 def _members(groups: Mapping[str, list[str]], names: Sequence[str], chosen: Sequence[int]) -> tuple[str, ...]:
@@ -132,7 +131,7 @@ def assign_roles(
     source_domain: str | None = None,
     target_domain: str | None = None,
     leave_out_domain: str | None = None,
-    published: Split | None = None,
+    published: Sequence[Split] = (),
     seed: int = 0,
     where: str,
     strict: bool = True,
@@ -142,7 +141,7 @@ def assign_roles(
     Args:
         needs: roles that the method wants (`Needs.roles`).
         labelled, labelled_cases, source_domain, target_domain, leave_out_domain: as in `Overrides`.
-        published: a split to take in place of drawn folds.
+        published: a split per fold to take in place of drawn folds.
         seed: of the choice that `labelled` asks for.
         where: the dataset's name, for errors.
         strict: every domain that is named should exist; else it may belong to another dataset.
@@ -152,9 +151,11 @@ def assign_roles(
     """
     _check(entries, (source_domain, target_domain, leave_out_domain) if strict else (), labelled_cases, where)
     reasons: dict[str, str] = {}
-    if published is not None:
-        left_out, hidden = set(published.get("test", ())), set(published.get("unlabelled", ()))
-        named = {case for role, ids in published.items() if role != "test" for case in ids}
+    if published:
+        left_out, hidden = (
+            {case for one in published for case in one.get(role, ())} for role in ("test", "unlabelled")
+        )
+        named = {case for one in published for role, ids in one.items() if role != "test" for case in ids}
         inside = [entry for entry in entries if entry.id in named]
     else:
         inside, left_out, hidden = _by_domain(
@@ -163,7 +164,9 @@ def assign_roles(
     tested = _patients(entries, left_out)
     inside = [entry for entry in inside if entry.patient not in tested]
     pool = [entry for entry in inside if entry.is_labelled and entry.id not in hidden]
-    folds, reasons["folds"] = split(pool) if published is None else _one_fold(pool, published)
+    folds, reasons["folds"] = split(pool)
+    if published:
+        folds, reasons["folds"] = tuple(_fold(pool, one) for one in published), "as published"
     single = next((role for role in ("atlas", "support") if role in needs), None)
     template, how = _template(pool, labelled_cases, single) if single else (None, "")
     taken = {template} if template is not None else set()

@@ -4,7 +4,7 @@ import ast
 import dataclasses
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -41,7 +41,8 @@ class Overrides:
         source_domain, target_domain: learn with the labels of one domain for another, whose labels are not
             used.
         leave_out_domain: a domain that is kept for testing.
-        split: name of a published split of dataset.json, or ``none`` to draw folds whatever it says.
+        split: name of a published split of dataset.json, or ``none`` to draw folds whatever it says; or the
+            folds themselves.
         pretrain_on: names of datasets whose images (not labels) serve the first phases only.
         novel: classes that are not learnt, but shown by a support case: their labels are kept out of
             training.
@@ -69,7 +70,7 @@ class Overrides:
     source_domain: str | None = None
     target_domain: str | None = None
     leave_out_domain: str | None = None
-    split: str | None = None
+    split: str | Sequence[Mapping[str, Sequence[str]]] | None = None
     pretrain_on: tuple[str, ...] = ()
     novel: tuple[str, ...] = ()
     label_groups: Mapping[str, tuple[int, ...]] | None = None

@@ -138,17 +138,19 @@ def test_the_atlas_can_be_named() -> None:
 
 def test_a_published_split_replaces_the_folds() -> None:
     split = {"labelled": ("c01",), "unlabelled": ("c02", "c05"), "validation": ("c00",), "test": ("c03",)}
-    (fold,) = roles(entries(5, 2), published=split)
+    (fold,) = roles(entries(5, 2), published=[split])
     assert fold == split
 
 
 def test_a_published_split_without_validation_gives_none() -> None:
-    (fold,) = roles(entries(5), published={"labelled": ("c01", "c02"), "unlabelled": ("c03",)})
+    (fold,) = roles(entries(5), published=[{"labelled": ("c01", "c02"), "unlabelled": ("c03",)}])
     assert fold == {"labelled": ("c01", "c02"), "unlabelled": ("c03",)}
 
 
 def test_fewer_labels_of_a_published_split_leave_the_others_unlabelled() -> None:
-    (fold,) = roles(entries(5), published={"labelled": ("c01", "c02"), "validation": ("c03",)}, labelled="1")
+    (fold,) = roles(
+        entries(5), published=[{"labelled": ("c01", "c02"), "validation": ("c03",)}], labelled="1"
+    )
     assert len(fold["labelled"]) == len(fold["unlabelled"]) == 1
     assert {*fold["labelled"], *fold["unlabelled"]} == {"c01", "c02"}
 

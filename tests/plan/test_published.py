@@ -1,11 +1,15 @@
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from medplan.errors import PlanError
+from medplan.data.dataset import open_dataset
+from medplan.data.folds_file import read_folds
+from medplan.errors import DataError, PlanError
 from medplan.plan.dataset_plans import fold_roles
-from medplan.plan.fingerprint import Fingerprint
+from medplan.plan.fingerprint import Fingerprint, extract
 from medplan.plan.overrides import Overrides
 from medplan.plan.published import choose_split
 
@@ -15,14 +19,14 @@ FEW: dict[str, tuple[str, ...]] = {"labelled": ("case000",), "unlabelled": ("cas
 
 def test_a_split_that_only_divides_is_taken_by_itself() -> None:
     split, reason = choose_split({"few": FEW, "whole": WHOLE}, None, where="Phantom")
-    assert split == WHOLE
+    assert split == (WHOLE,)
     assert "'whole'" in reason
 
 
 def test_a_split_that_hides_labels_has_to_be_asked_for() -> None:
     for hiding in (FEW, {**WHOLE, "unlabelled": ("case003",)}):
-        assert choose_split({"few": hiding}, None, where="Phantom")[0] is None
-    assert choose_split({"few": FEW}, "few", where="Phantom")[0] == FEW
+        assert choose_split({"few": hiding}, None, where="Phantom")[0] == ()
+    assert choose_split({"few": FEW}, "few", where="Phantom")[0] == (FEW,)
 
 
 def test_the_reason_names_splits_that_were_not_taken() -> None:
@@ -30,7 +34,7 @@ def test_the_reason_names_splits_that_were_not_taken() -> None:
 
 
 def test_folds_are_drawn_where_the_user_wants_no_split() -> None:
-    assert choose_split({"whole": WHOLE}, "none", where="Phantom") == (None, "")
+    assert choose_split({"whole": WHOLE}, "none", where="Phantom") == ((), "")
 
 
 def test_an_unknown_split_is_refused() -> None:
@@ -57,3 +61,38 @@ def test_domains_named_by_the_user_go_before_a_split(fingerprint: Callable[..., 
     assert len(folds) == 3
     with pytest.raises(PlanError, match="name no domain"):
         fold_roles(facts, replace(wishes, split="whole"), needs=("labelled",), several=False)
+
+
+def test_folds_chosen_by_hand_are_taken_and_keep_the_images_without_label(raw_dataset: Path) -> None:
+    ids = [case.id for case in open_dataset(raw_dataset).cases if case.is_labelled]
+    images = tuple(case.id for case in open_dataset(raw_dataset).cases if not case.is_labelled)
+    folds = [{"train": ids[1:], "val": ids[:1]}, {"train": ids[:2], "val": ids[2:3]}]
+    (raw_dataset / "splits_final.json").write_text(json.dumps(folds))
+    facts = extract(open_dataset(raw_dataset), cache=raw_dataset.parent / "cache.json", workers=1)
+    found, reasons = fold_roles(facts, Overrides(), needs=("labelled",), several=False)
+    assert [fold["labelled"] for fold in found] == [tuple(ids[1:]), tuple(ids[:2])]
+    assert [fold["validation"] for fold in found] == [tuple(ids[:1]), tuple(ids[2:3])]
+    assert found[0]["unlabelled"] == images and found[1]["unlabelled"] == (ids[3], *images)
+    assert "2 folds as in splits_final.json" in reasons["folds"]
+    (raw_dataset / "splits_final.json").rename(raw_dataset.parent / "mine.json")
+    facts = extract(open_dataset(raw_dataset), cache=raw_dataset.parent / "cache.json", workers=1)
+    mine = read_folds(raw_dataset.parent / "mine.json")
+    assert fold_roles(facts, Overrides(split=mine), needs=("labelled",), several=False)[0] == found
+    wrong = Overrides(split=[{"labelled": ("case0x",)}])
+    with pytest.raises(PlanError, match="no case 'case0x'"):
+        fold_roles(facts, wrong, needs=("labelled",), several=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[{", "not valid JSON"),
+        ("[]", "a list of folds"),
+        ('[{"train": "a"}]', "a list of folds"),
+        ('[{"train": ["a"], "val": ["a"]}]', "fold 0 has 'a' in 'train' and in 'val'"),
+    ],
+)
+def test_a_file_of_folds_that_is_none_is_one_sentence(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "splits_final.json").write_text(text)
+    with pytest.raises(DataError, match=said):
+        read_folds(tmp_path / "splits_final.json")
