@@ -179,10 +179,9 @@ def _previews(space: Workspace, input: Path, images: Path | None, output: Path |
 
 def _predicted_from(folder: Path) -> dict[str, tuple[Path, ...]]:
     """Return, by case, the images that 'predict' noted beside its label maps and that are still there."""
-    noted = {
-        path.stem: tuple(map(Path, json.loads(path.read_text()).get("images", ())))
-        for path in (folder / ".medplan").glob("*.json")
-    }
+    from medplan.predict.outputs import read_outputs
+
+    noted = {case: tuple(map(Path, output.images)) for case, output in read_outputs(folder).items()}
     return {case: paths for case, paths in noted.items() if paths and all(path.exists() for path in paths)}
 
 

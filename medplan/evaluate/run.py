@@ -15,6 +15,7 @@ from medplan.data.labels import LabelSpace
 from medplan.errors import DataError, did_you_mean
 from medplan.evaluate.metrics import score_case
 from medplan.evaluate.summary import CaseScores, Summary, class_keys, write_summary
+from medplan.predict.outputs import read_outputs
 from medplan.progress import track
 
 __all__ = ["evaluate", "evaluate_pairs", "pair_up"]
@@ -191,11 +192,12 @@ def label_files(path: Path) -> dict[str, Path]:
         return {stem_of(path): path}
     if not path.is_dir():
         raise DataError(f"{path}: there is no such folder or file; name a folder of label files.")
-    # What ``predict --extras`` wrote besides the segmentation is not a prediction to be scored.
-    besides = tuple(file.name.removesuffix(EXTRAS) + "_" for file in path.glob(f"*{EXTRAS}"))
+    # What was written besides the segmentation, as flows and masks of single classes, is not to be scored.
+    notes = read_outputs(path).items()
+    besides = {name for case, output in notes for name in output.files if stem_of(name) != case}
     files: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
-        if not ending_of(file) or file.name.startswith((".", *besides)) or not file.is_file():
+        if not ending_of(file) or file.name[0] == "." or file.name in besides or not file.is_file():
             continue
         case = stem_of(file)
         if case in files:

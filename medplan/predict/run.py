@@ -25,6 +25,7 @@ from medplan.method import Method
 from medplan.predict.extras import write_extras
 from medplan.predict.model import Model, Options, Prepared
 from medplan.predict.options import expect_classes
+from medplan.predict.outputs import Output, output_path
 from medplan.predict.prompts import Boxes, describe, read_boxes
 from medplan.predict.separate import write_masks
 from medplan.progress import track
@@ -32,20 +33,10 @@ from medplan.records import encode, read_json, write_json
 
 __all__ = ["predict"]
 
-RECORDS = ".medplan"
 CHANGED = "changed"
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """What an output was made from, the sha256 of every file of it, by name, and where its images lay."""
-
-    made_from: str
-    files: dict[str, str]
-    images: tuple[str, ...] = ()
 
 
 def predict(
@@ -169,16 +160,14 @@ class _Job:
             files += write_extras(self.model, waiting.prepared, path)
         digests = {file.name: _sha256([file]) for file in files}
         images = tuple(str(image.resolve()) for image in case.images)
-        write_json(Record(made_from=waiting.made_from, files=digests, images=images), self._record(case))
+        note = Output(made_from=waiting.made_from, files=digests, images=images)
+        write_json(note, output_path(self.output, case.id))
         return path
 
     def path(self, case: RawCase) -> Path:
         """Return where the label map of a case goes."""
         ending = ending_of(case.images[0]) or self.model.dataset.file_ending
         return label_file(self.output / f"{case.id}{ending}")
-
-    def _record(self, case: RawCase) -> Path:
-        return self.output / RECORDS / f"{case.id}.json"
 
     def _made_from(self, case: RawCase) -> str:
         """Return a digest of everything that the output depends on."""
@@ -204,7 +193,7 @@ class _Job:
         """Move a label map aside that was changed since it was predicted: corrections are hours of work."""
         path = self.path(case)
         try:
-            digest = read_json(Record, self._record(case)).files.get(path.name)
+            digest = read_json(Output, output_path(self.output, case.id)).files.get(path.name)
             is_changed = path.is_file() and _sha256([path]) != digest
             if is_changed:
                 read_label(path)
@@ -215,11 +204,11 @@ class _Job:
             kept.parent.mkdir(exist_ok=True)
             path.replace(kept)
             logger.warning("%s was changed since it was predicted; it is kept as %s.", path, kept)
-        self._record(case).unlink()
+        output_path(self.output, case.id).unlink()
 
     def _finished(self, case: RawCase, made_from: str) -> Path | None:
         try:
-            record = read_json(Record, self._record(case))
+            record = read_json(Output, output_path(self.output, case.id))
         except PlanError:
             return None
         paths = {self.output / name: digest for name, digest in record.files.items()}

@@ -14,6 +14,8 @@ from medplan.errors import DataError
 from medplan.evaluate.report import Evaluation, write_report
 from medplan.evaluate.run import evaluate, pair_up
 from medplan.evaluate.summary import read_summary
+from medplan.predict.outputs import Output, output_path
+from medplan.records import write_json
 
 LABELS = LabelSpace(names=("organ", "tumour"), values=((1,), (2,)))
 GRID = Geometry(shape=(4, 6, 8), spacing_mm=(3.0, 1.0, 0.5), origin_mm=(5.0, -3.0, 2.0))
@@ -134,7 +136,9 @@ def test_figures_beside_predictions_are_summed_up_and_their_volumes_not_scored(
     for number in range(2):
         figures = {"folding_percent": number, "lncc_after": 0.5, "note": "not a number", "bad": math.nan}
         (predictions / f"case{number}_extras.json").write_text(json.dumps(figures))
-    write(predictions / "case0_registered.nii.gz")
+    besides = write(predictions / "case0_registered.nii.gz")
+    files = {"case0.nii.gz": "", besides.name: ""}
+    write_json(Output(made_from="", files=files), output_path(predictions, "case0"))
     summary = evaluate(predictions, references, LABELS, surface=False)
     assert [case.id for case in summary.cases] == ["case0", "case1", "case2"]
     assert {name: found.mean for name, found in summary.figures().items()} == {
@@ -150,6 +154,15 @@ def test_figures_beside_predictions_are_summed_up_and_their_volumes_not_scored(
         predictions, predictions / "r.html", evaluations=[Evaluation(name="v", summary=again)]
     )
     assert "folding percent" in page.read_text()
+
+
+def test_a_case_is_scored_whose_name_begins_like_that_of_one_with_figures(tmp_path: Path) -> None:
+    for folder in ("p", "r"):
+        for case in ("a", "a_1"):
+            write(tmp_path / folder / f"{case}.nii.gz")
+    (tmp_path / "p" / "a_extras.json").write_text("{}")
+    summary = evaluate(tmp_path / "p", tmp_path / "r", LABELS, surface=False)
+    assert [case.id for case in summary.cases] == ["a", "a_1"]
 
 
 def test_without_figures_nothing_is_said_of_them(folders: tuple[Path, Path]) -> None:
