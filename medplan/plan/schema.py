@@ -140,7 +140,9 @@ class DatasetPlan:
         if fold == "all":
             roles = dict(self.folds[0])
             validation = roles.pop("validation", ())
-            return {**roles, "labelled": tuple(sorted((*roles.get("labelled", ()), *validation)))}
+            # What learns from one example takes the images of the others.
+            role = "labelled" if "labelled" in roles else "unlabelled"
+            return {**roles, role: tuple(sorted((*roles.get(role, ()), *validation)))}
         if not 0 <= fold < len(self.folds):
             raise PlanError(
                 f"'{self.name}' has no fold {fold}; it has folds 0 to {len(self.folds) - 1}, and 'all'."

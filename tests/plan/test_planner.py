@@ -293,6 +293,16 @@ def test_several_datasets_share_a_grid_and_the_samples(plan: Make, fingerprint: 
     assert len(across.datasets[1].folds[0]["unlabelled"]) == 64
 
 
+def test_all_cases_are_learned_from_where_none_is_kept_for_validation(
+    plan: Make, fingerprint: Make, toy: Make
+) -> None:
+    facts = fingerprint()
+    everyone = {f"Phantom/{case.id}" for case in facts.cases}
+    assert set(plan(facts).roles("all")["labelled"]) == everyone
+    of_one = plan(facts, method=toy(roles=("atlas", "unlabelled"))).roles("all")
+    assert {*of_one["atlas"], *of_one["unlabelled"]} == everyone and of_one.keys() == {"atlas", "unlabelled"}
+
+
 def test_datasets_to_pretrain_on_give_images_only(plan: Make, fingerprint: Make, toy: Make) -> None:
     made = plan(
         fingerprint("A"), fingerprint("B"), method=toy(roles=("labelled", "pretrain")), pretrain_on=("B",)
