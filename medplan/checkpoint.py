@@ -30,9 +30,12 @@ __all__ = [
     "save",
     "save_run_state",
     "save_weights",
+    "unwrapped",
 ]
 
 FORMAT = 1
+_WRAPPERS = ("ema_model_state_dict", "model_state_dict", "state_dict", "model", "net", "weights")
+"""Under which published files, and those of this package, keep their weights."""
 _UNREADABLE = (
     RuntimeError, EOFError, OSError, pickle.UnpicklingError,
     # What torch's reader of old files runs into where there is no such file at all.
@@ -145,23 +148,32 @@ def restore(module: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> 
     raise CheckpointError(f"{where}: the weights do not fit the network. {problems}.")
 
 
-def load_published(path: Path) -> dict[str, Any]:
+def load_published(path: Path) -> dict[str, Tensor]:
     """Read a weight file as its authors published it: by `torch.load`, ``.safetensors``, or Keras' ``.h5``.
 
-    Returns: what the file holds; of a Keras file the tensors by their full names. No code of it is run.
+    Returns: its tensors, by their full names. No code of the file is run.
     Raises: CheckpointError if it cannot be read, naming the package to install where one is missing.
     """
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    return _read_keras(path) if path.suffix in (".h5", ".hdf5") else load(path)
+    return _read_keras(path) if path.suffix in (".h5", ".hdf5") else unwrapped(load(path))
 
 
-def _read_keras(path: Path) -> dict[str, Any]:
+def unwrapped(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Return the weights in what a file holds: averaged ones if there are such, never an optimiser's."""
+    for key in _WRAPPERS:
+        if isinstance(content.get(key), Mapping):
+            return unwrapped(content[key])
+    tensors = content.items()
+    return {key: value for key, value in tensors if isinstance(key, str) and isinstance(value, Tensor)}
+
+
+def _read_keras(path: Path) -> dict[str, Tensor]:
     try:
         import h5py
     except ImportError:
         raise CheckpointError(f"{path}: to read it, 'pip install h5py'.") from None
-    found: dict[str, Any] = {}
+    found: dict[str, Tensor] = {}
 
     def keep(name: str, entry: Any) -> None:
         if isinstance(entry, h5py.Dataset) and entry.dtype.kind == "f":
@@ -175,7 +187,7 @@ def _read_keras(path: Path) -> dict[str, Any]:
     return found
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         from safetensors import SafetensorError  # type: ignore[import-not-found, unused-ignore]
         from safetensors.torch import load_file  # type: ignore[import-not-found, unused-ignore]

@@ -96,6 +96,18 @@ def test_other_dictionaries_and_other_formats_are_told_apart(tmp_path: Path) -> 
         checkpoint.check({"format": 9, "plan": {}, "weights": {}}, path=tmp_path)
 
 
+def test_weights_are_found_under_any_wrapper_and_nothing_else_is() -> None:
+    weights, others = {"a": torch.ones(2)}, {"b": torch.zeros(2)}
+    for content in (
+        weights,
+        {**weights, "epoch": 3, 7: torch.zeros(1), "a.names": ["x"]},
+        {"epoch": 3, "optimizer": others, "model": weights},
+        {"model_state_dict": others, "ema_model_state_dict": weights},
+        {"state_dict": {"model": weights}, "net": None},
+    ):
+        assert checkpoint.unwrapped(content).keys() == {"a"}
+
+
 def test_published_keras_files_are_read_by_their_full_names(tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "weights.h5", "w") as file:

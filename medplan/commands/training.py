@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medplan.commands.trained import read_fold, read_plan
 from medplan.errors import MedplanError, PlanError, UsageError
@@ -235,8 +235,6 @@ def _build(plan: "Plan", start_from: Path | None, *, resume: bool) -> "Method":
         state = checkpoint.load(source)
         method.start_from(state["weights"], checkpoint.plan_of(state, path=source), where=str(source))
     elif plan.encoder_weights not in (None, "none"):
-        found: dict[str, Any] = {}
-        for path in weights.locate_all(str(plan.encoder_weights)):
-            found |= checkpoint.load_published(path)
-        method.load_encoder(found)
+        files = map(checkpoint.load_published, weights.locate_all(str(plan.encoder_weights)))
+        method.load_encoder({name: tensor for file in files for name, tensor in file.items()})
     return method

@@ -252,7 +252,7 @@ class ImedSam(Method):
         self.register_buffer("openness", torch.ones(()))
         self.openness: Tensor
 
-    def load_encoder(self, weights: Mapping[str, Any]) -> None:
+    def load_encoder(self, weights: Mapping[str, Tensor]) -> None:
         """Load a published SAM file, with ``compat`` also the authors' checkpoint if named beside it."""
         where = str(self.plan.encoder_weights)
         if self.plan.encoder not in SAM_FILES:

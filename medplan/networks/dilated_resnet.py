@@ -8,7 +8,7 @@ torchvision's ResNet, whose tensor names these are. Own code.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -151,7 +151,7 @@ _PREFIXES = (
 _PARTS = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")
 
 
-def load_published(encoder: FewShotEncoder, state: Mapping[str, Any], *, where: str) -> None:
+def load_published(encoder: FewShotEncoder, state: Mapping[str, Tensor], *, where: str) -> None:
     """Fill the backbone, and `localconv` where the file has one, from a weight file's contents.
 
     Understands torchvision, MoCo, DenseCL, DenseMP's few-shot network and this project's checkpoints. Heads
@@ -159,14 +159,11 @@ def load_published(encoder: FewShotEncoder, state: Mapping[str, Any], *, where: 
 
     Raises: CheckpointError naming `where` if there is no ResNet in it, or one of another size.
     """
-    for wrapper in ("state_dict", "model", "weights"):
-        if isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
     prefix = next((prefix for prefix in _PREFIXES if f"{prefix}conv1.weight" in state), None)
     if prefix is None:
         raise CheckpointError(
             f"{where}: holds no ResNet ('conv1.weight', as torchvision, MoCo or DenseCL name it); "
-            f"its first tensors are {', '.join(list(map(str, state))[:3])}."
+            f"its first tensors are {', '.join(list(state)[:3]) or 'none'}."
         )
     found = {
         key.removeprefix(prefix): value

@@ -1,9 +1,8 @@
 """The encoders that joint registration and segmentation can use, by name, and the network around one."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from medplan.networks.joint import (
     JointNetwork,
@@ -76,7 +75,7 @@ def build_network(encoder: VolumeEncoder, num_outputs: int, *, recompute: bool =
     return JointNetwork(encoder, registration, segmentation)
 
 
-def load_encoder(encoder: VolumeEncoder, weights: Mapping[str, Any], *, where: str) -> None:
+def load_encoder(encoder: VolumeEncoder, weights: Mapping[str, Tensor], *, where: str) -> None:
     """Load the published weights that belong to an encoder, strictly."""
     if isinstance(encoder, SliceEncoder):
         load_sam_image_encoder(encoder.vit, weights, where=where)

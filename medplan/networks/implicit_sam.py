@@ -284,24 +284,21 @@ class ImplicitSam(nn.Module):
         )  # fmt: skip
         return [parameter for name, parameter in self.named_parameters() if not name.startswith(idle)]
 
-    def load_published(self, weights: Mapping[str, Any], *, where: str) -> None:
+    def load_published(self, weights: Mapping[str, Tensor], *, where: str) -> None:
         """Load a SAM file, and the checkpoint of I-MedSAM's authors if it lies beside it in the same mapping.
 
-        That checkpoint may be as published, its tensors under ``model`` and its optimiser's beside them.
         Raises: CheckpointError if there is no SAM, or tensors do not fit; MethodError as `load_released`.
         """
-        inner = weights.get("model", {})
-        tensors = {name: value for name, value in {**weights, **inner}.items() if isinstance(value, Tensor)}
-        if not any(name.startswith("image_encoder.patch_embed") for name in tensors):
+        if not any(name.startswith("image_encoder.patch_embed") for name in weights):
             raise CheckpointError(
                 f"{where}: holds no image encoder of SAM; expected a file such as sam_vit_b_01ec64.pth. "
                 "The checkpoint of I-MedSAM's authors goes beside it: 'sam_vit_b_01ec64.pth+model_best.pth'."
             )
-        if is_released(tensors):
-            self.encoder.load({k: v for k, v in tensors.items() if ".freq_" not in k}, where=where)
-            self.load_released(tensors, where=where)
+        if is_released(weights):
+            self.encoder.load({k: v for k, v in weights.items() if ".freq_" not in k}, where=where)
+            self.load_released(weights, where=where)
         else:
-            self.load_sam(tensors, where=where)
+            self.load_sam(weights, where=where)
 
     def load_sam(self, weights: Mapping[str, Tensor], *, where: str) -> None:
         """Load a whole published SAM file, strictly.

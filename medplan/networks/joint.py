@@ -7,7 +7,6 @@ Paper: Bi-JROS, Fan et al., CVPR 2024, pp. 11726-11735. Official code (no licenc
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -195,19 +194,13 @@ _RENAMES = (
 )
 
 
-def from_published(weights: Mapping[str, Any]) -> dict[str, Tensor]:
+def from_published(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give the tensors of a published file of Bi-JROS the names of a `JointNetwork`.
 
-    Wrappers (``state_dict``, ``model``, ``net``) and prefixes (``module.``, ``upper.``) are taken off; a file
-    with the encoder's bare names is an encoder.
+    Prefixes (``module.``, ``upper.``) are taken off; a file with the encoder's bare names is an encoder.
     """
-    for wrapper in ("state_dict", "model", "net"):
-        if isinstance(weights.get(wrapper), Mapping):
-            weights = weights[wrapper]
     renamed = {}
     for name, tensor in weights.items():
-        if not isinstance(tensor, Tensor):
-            continue
         name = name.removeprefix("module.").removeprefix("upper.")
         part, _, rest = name.partition(".")
         if part not in _PARTS and re.match(r"inc\.|down\d\.", name):
@@ -219,7 +212,7 @@ def from_published(weights: Mapping[str, Any]) -> dict[str, Tensor]:
     return renamed
 
 
-def load_published_encoder(encoder: UNetEncoder, weights: Mapping[str, Any], *, where: str) -> int:
+def load_published_encoder(encoder: UNetEncoder, weights: Mapping[str, Tensor], *, where: str) -> int:
     """Load the encoder of a published file, strictly; decoders in it are left out.
 
     Returns: the number of tensors that were loaded, counters of batches apart.
@@ -232,7 +225,7 @@ def load_published_encoder(encoder: UNetEncoder, weights: Mapping[str, Any], *, 
         if name.startswith(prefix)
     }
     if not found:
-        named = ", ".join(list(map(str, weights))[:4]) or "nothing"
+        named = ", ".join(list(weights)[:4]) or "nothing"
         raise CheckpointError(
             f"{where}: holds no encoder of Bi-JROS ('fea_extractor.*'), but {named}. Choose another file, or "
             "train with '--encoder-weights none'."

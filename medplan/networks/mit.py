@@ -261,7 +261,7 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             released[_rename(short, _TRANSFORMERS, shift=1)] = value
     for key in [name for name in released if ".attn.k." in name]:
         partner = key.replace(".attn.k.", ".attn.v.")
-        if partner in released:
+        if partner in released and released[key].shape == released[partner].shape:
             pair = torch.cat([released.pop(key), released.pop(partner)])
             released[key.replace(".attn.k.", ".attn.kv.")] = pair
     return {_rename(name, _PUBLISHED, shift=-1): value for name, value in released.items()}

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,15 +101,13 @@ def block_name(published: str) -> str:
     return published
 
 
-def from_published(weights: Mapping[str, Any], network: PriorNetwork) -> dict[str, Tensor]:
+def from_published(weights: Mapping[str, Tensor], network: PriorNetwork) -> dict[str, Tensor]:
     """Translate a published state of Hermes-R or Hermes-M into a state of `network`.
 
-    Of a whole checkpoint the averaged weights are taken. The rows of the published task tables are those of
+    The rows of the published task tables are those of
     `PUBLISHED_TASKS`, an unused one, and the null row; the unused one is left out. The result may still have
     other rows than `network` has tasks.
     """
-    for wrapper in ("ema_model_state_dict", "model_state_dict", "state_dict"):
-        weights = weights.get(wrapper, weights)
     num_levels, is_unet = len(network.shape.channels), "fusions.0.pool.tasks" in network.state_dict()
     state = {}
     for name, value in weights.items():
@@ -128,7 +125,7 @@ def _place(name: str, num_levels: int, *, is_unet: bool) -> str:
             return block_name(renamed)
     kind, number, rest = _parse(name)
     if is_unet:
-        if kind == "down":
+        if kind == "down" and re.match(r"conv\.[1-9]\.", rest):
             # The published blocks are numbered behind the pooling.
             index = int(rest[5]) - 1
             return block_name(f"downs.{number - 1}.{index}.{rest[7:]}")

@@ -167,7 +167,7 @@ def load_sam_image_encoder(encoder: nn.Module, weights: Mapping[str, Tensor], *,
     own = {
         name.removeprefix(_PREFIX): tensor
         for name, tensor in weights.items()
-        if isinstance(tensor, Tensor) and (name.startswith(_PREFIX) or not has_prefix)
+        if name.startswith(_PREFIX) or not has_prefix
     }
     if "pos_embed" not in own:
         raise CheckpointError(
@@ -188,12 +188,12 @@ def resize_position_tables(weights: Mapping[str, Tensor], encoder: nn.Module) ->
     for name, tensor in weights.items():
         if name not in wanted or tensor.shape == wanted[name].shape:
             continue
-        if name == "pos_embed":
+        if name == "pos_embed" and tensor.ndim == 4:
             planes = tensor.float().permute(0, 3, 1, 2)
             height, width = wanted[name].shape[1:3]
             planes = F.interpolate(planes, size=(height, width), mode="bilinear", align_corners=False)
             resized[name] = planes.permute(0, 2, 3, 1).to(tensor.dtype)
-        elif name.endswith(("rel_pos_h", "rel_pos_w")):
+        elif name.endswith(("rel_pos_h", "rel_pos_w")) and tensor.ndim == 2:
             lines = tensor.float().T[None]
             lines = F.interpolate(lines, size=wanted[name].shape[0], mode="linear", align_corners=False)
             resized[name] = lines[0].T.to(tensor.dtype)

@@ -5,7 +5,6 @@ Paper: Billot et al. 2023, arXiv:2107.09559. Official code: Apache-2.0; read, no
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,7 +72,7 @@ _BATCH_NORM = {
 }
 
 
-def load_synthseg_encoder(encoder: SynthSegEncoder, weights: Mapping[str, Any], *, where: str) -> None:
+def load_synthseg_encoder(encoder: SynthSegEncoder, weights: Mapping[str, Tensor], *, where: str) -> None:
     """Load the contracting path of a published SynthSeg file, strictly; the expanding path is left out.
 
     Args:
@@ -93,13 +92,13 @@ def load_synthseg_encoder(encoder: SynthSegEncoder, weights: Mapping[str, Any], 
         conv = re.search(r"unet_conv_downarm_(\d+)_(\d+)/.*?(kernel|bias)(:0)?$", name)
         norm = re.search(r"unet_bn_down_(\d+)/.*?(gamma|beta|moving_mean|moving_variance)(:0)?$", name)
         if conv:
-            is_kernel = conv[3] == "kernel"
-            value = tensor.permute(4, 3, 0, 1, 2).contiguous() if is_kernel else tensor
-            found[f"levels.{conv[1]}.convs.{conv[2]}.{'weight' if is_kernel else 'bias'}"] = value
+            kind = "weight" if conv[3] == "kernel" else "bias"
+            value = tensor.permute(4, 3, 0, 1, 2).contiguous() if tensor.ndim == 5 else tensor
+            found[f"levels.{conv[1]}.convs.{conv[2]}.{kind}"] = value
         elif norm:
             found[f"levels.{norm[1]}.norm.{_BATCH_NORM[norm[2]]}"] = tensor
     if not any(name.endswith("weight") for name in found):
-        named = ", ".join(list(map(str, weights))[:4]) or "nothing"
+        named = ", ".join(list(weights)[:4]) or "nothing"
         raise CheckpointError(
             f"{where}: holds no SynthSeg encoder ('unet_conv_downarm_*'), but {named}; expected a file such "
             "as synthseg_1.0.h5."

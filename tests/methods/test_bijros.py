@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from medplan.checkpoint import unwrapped
 from medplan.data.labels import LabelSpace
 from medplan.errors import CheckpointError, MethodError
 from medplan.learning.registration import local_correlation
@@ -214,7 +215,7 @@ def test_published_encoders_load_with_any_prefix_and_nothing_less() -> None:
         file = {prefix + name: tensor for name, tensor in official.items()}
         if prefix.startswith("fea"):
             file = {"state_dict": {**file, "Seg_Decoder.outc.conv.weight": torch.zeros(35, 32, 1, 1, 1)}}
-        assert load_published_encoder(target, file, where="file") == 24
+        assert load_published_encoder(target, unwrapped(file), where="file") == 24
         assert torch.equal(target.stages[0].body[0].weight, official["inc.double_conv.0.weight"])
     del official["inc.double_conv.1.running_var"]
     with pytest.raises(CheckpointError, match=r"missing: stages\.0\.body\.1\.running_var"):

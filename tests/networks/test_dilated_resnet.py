@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from medplan.checkpoint import unwrapped
 from medplan.errors import CheckpointError
 from medplan.networks.dilated_resnet import SIZES, FewShotEncoder, load_published
 
@@ -34,7 +35,7 @@ NAMES = {
 def test_weights_of_every_source_find_their_place(encoder, backbone, source):
     prefix, others, wrapper = NAMES[source]
     state = {**others, **{prefix + key: value for key, value in backbone.items()}}
-    load_published(encoder, {wrapper: state} if wrapper else state, where="test")
+    load_published(encoder, unwrapped({wrapper: state} if wrapper else state), where="test")
     assert all(torch.equal(value, backbone[key]) for key, value in encoder.backbone.state_dict().items())
 
 
