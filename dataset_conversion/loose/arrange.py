@@ -58,7 +58,7 @@ def arrange(files: Sequence[Found], source: Path) -> Arrangement:
         if case is None:
             place = label.path.relative_to(source).as_posix()
             notes.append(f"{place}: there is no scan of that name, the label is left out.")
-        elif case < len(together.cases):
+        else:
             given[case].append(label)
     times = Counter(name for name, _ in together.cases)
     cases = [

@@ -133,6 +133,7 @@ def _case(case_id: str, files: dict[int, Path], channels: int, where: Path) -> R
     if missing:
         raise DataError(
             f"{where}: case '{case_id}' lacks {'channel' if len(missing) == 1 else 'channels'} "
-            f"{', '.join(missing)}; the model needs {channels}, one file each."
+            f"{', '.join(missing)}; the model needs {channels}, one file each. 'medplan convert scans' gives "
+            "the files of a folder these names, in imagesTr."
         )
     return RawCase(id=case_id, images=tuple(files[number] for number in range(channels)))
