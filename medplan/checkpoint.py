@@ -128,8 +128,11 @@ def load_weights(method: nn.Module, path: Path) -> None:
     restore(method, state["weights"], where=str(path))
 
 
-def restore(module: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
+def restore(module: nn.Module, weights: Mapping[str, Tensor], *, where: str, advice: str = "") -> None:
     """Load a state into a module, strictly.
+
+    Args:
+        where, advice: begin and end the error.
 
     Raises: CheckpointError listing what is missing, unknown or of another shape; nothing is loaded then.
     """
@@ -145,7 +148,7 @@ def restore(module: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> 
         return
     found = [("missing", sorted(missing)), ("unknown", sorted(unknown)), ("of another shape", shapes)]
     problems = "; ".join(f"{kind}: {_listing(keys)}" for kind, keys in found if keys)
-    raise CheckpointError(f"{where}: the weights do not fit the network. {problems}.")
+    raise CheckpointError(f"{where}: the weights do not fit the network. {problems}. {advice}".rstrip())
 
 
 def load_published(path: Path) -> dict[str, Tensor]:

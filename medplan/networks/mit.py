@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medplan.errors import CheckpointError, MethodError, did_you_mean
+from medplan.checkpoint import restore
+from medplan.errors import MethodError, did_you_mean
 
 __all__ = ["SIZES", "MitSize", "MixTransformer", "adapt_stem", "from_published", "load_encoder", "size_of"]
 
@@ -291,25 +292,11 @@ def load_encoder(encoder: MixTransformer, state: Mapping[str, Tensor], *, where:
     Raises: CheckpointError naming `where` and the tensors that are missing, superfluous or of another shape.
     """
     renamed = from_published(state)
-    expected = encoder.state_dict()
     stem = "stages.0.embedding.projection.weight"
     if stem in renamed and renamed[stem].ndim == 4:
-        renamed[stem] = adapt_stem(renamed[stem], expected[stem].shape[1])
-    missing = sorted(set(expected) - set(renamed))
-    extra = sorted(set(renamed) - set(expected))
-    wrong = [
-        f"{name} {tuple(renamed[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in sorted(set(expected) & set(renamed))
-        if renamed[name].shape != expected[name].shape
-    ]
-    for what, names in (("misses", missing), ("has the unknown", extra), ("has", wrong)):
-        if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise CheckpointError(
-                f"{where}: not the weights of this Mix Transformer: it {what} {shown}. "
-                "Choose the encoder (mit_b0 to mit_b5) that the file was made for."
-            )
-    encoder.load_state_dict(renamed)
+        renamed[stem] = adapt_stem(renamed[stem], encoder.state_dict()[stem].shape[1])
+    advice = "Choose the encoder (mit_b0 to mit_b5) that the file was made for."
+    restore(encoder, renamed, where=where, advice=advice)
 
 
 def _rename(name: str, table: tuple[tuple[str, str], ...], *, shift: int) -> str:

@@ -99,8 +99,8 @@ def test_transformers_names_are_translated_and_key_and_value_joined():
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda state: state.pop("norm1.weight"), r"misses stages\.0\.norm\.weight"),
-        (lambda state: state.update({"extra.weight": torch.zeros(1)}), r"unknown extra\.weight"),
+        (lambda state: state.pop("norm1.weight"), r"missing: stages\.0\.norm\.weight"),
+        (lambda state: state.update({"extra.weight": torch.zeros(1)}), r"unknown: extra\.weight"),
         (lambda state: state.update({"norm1.weight": torch.zeros(9)}), r"\(9,\) instead of \(8,\)"),
     ],
 )
