@@ -202,7 +202,7 @@ def test_numbers_out_of_range_are_refused(config, message):
 
 def test_published_weights_go_to_a_mix_transformer_only():
     method = make_method(make_plan(dims=2, encoder="mit_b0"))
-    with pytest.raises(CheckpointError, match="missing: .*that the file was made for"):
+    with pytest.raises(CheckpointError, match=r"missing: .*that the file was made for"):
         method.load_encoder({})
     with pytest.raises(MethodError, match="no published weights"):
         make_method(make_plan()).load_encoder({})
