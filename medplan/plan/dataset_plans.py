@@ -135,9 +135,9 @@ def fold_roles(
         several: there are more datasets; each is then a domain by its name, unless it names domains.
     """
     ids = {case.id for case in facts.cases}
-    domains = (overrides.source_domain, overrides.target_domain, overrides.leave_out_domain)
+    chosen = tuple(case for case in overrides.labelled_cases if not several or case in ids)
     named = overrides.split
-    if any(domains):
+    if any(overrides.domains):
         if named not in (None, "none"):
             raise PlanError("--split says itself which cases are learned from; name no domain with it.")
         named = "none"
@@ -146,14 +146,9 @@ def fold_roles(
         published = _with_images(published, facts)
     folds, reasons = assign_roles(
         read.entries(facts, _labels(facts, overrides), domain=facts.name if several else None),
+        replace(overrides, labelled_cases=chosen),
         needs=needs,
-        labelled=overrides.labelled,
-        labelled_cases=[case for case in overrides.labelled_cases if not several or case in ids],
-        source_domain=overrides.source_domain,
-        target_domain=overrides.target_domain,
-        leave_out_domain=overrides.leave_out_domain,
         published=published,
-        seed=overrides.seed or 0,
         where=facts.name,
         strict=not several,
     )
@@ -225,7 +220,7 @@ def _check_cases(facts: Sequence["Fingerprint"], overrides: Overrides) -> None:
     for case in overrides.labelled_cases:
         if case not in labelled:
             raise PlanError(f"there is no labelled case '{case}' in any of the datasets (--labelled-cases).")
-    for domain in (overrides.source_domain, overrides.target_domain, overrides.leave_out_domain):
+    for domain in overrides.domains:
         if domain is not None and domain not in domains:
             listed = ", ".join(sorted(name for name in domains if name is not None))
             raise PlanError(f"there is no domain '{domain}'; the domains are {listed}.")

@@ -1,12 +1,13 @@
 """Which case plays which role in which fold."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from medplan.errors import PlanError
+from medplan.plan.overrides import Overrides
 from medplan.plan.published import Split
 
 __all__ = ["FOLD_SEED", "Entry", "assign_roles", "keep_labels", "kfold", "split"]
@@ -16,6 +17,9 @@ NUM_FOLDS = 5
 
 Fold = tuple[tuple[str, ...], tuple[str, ...]]
 """(training ids, validation ids)."""
+
+Roles = dict[str, tuple[str, ...]]
+"""Ids by role."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,97 +128,83 @@ def keep_labels(
 
 def assign_roles(
     entries: Sequence[Entry],
+    overrides: Overrides,
     *,
     needs: Sequence[str],
-    labelled: str | None = None,
-    labelled_cases: Sequence[str] = (),
-    source_domain: str | None = None,
-    target_domain: str | None = None,
-    leave_out_domain: str | None = None,
     published: Sequence[Split] = (),
-    seed: int = 0,
     where: str,
     strict: bool = True,
-) -> tuple[tuple[dict[str, tuple[str, ...]], ...], dict[str, str]]:
+) -> tuple[tuple[Roles, ...], dict[str, str]]:
     """Give every case of a dataset a role in every fold.
 
     Args:
+        overrides: which labels and domains the user wants to be learned from.
         needs: roles that the method wants (`Needs.roles`).
-        labelled, labelled_cases, source_domain, target_domain, leave_out_domain: as in `Overrides`.
         published: a split per fold to take in place of drawn folds.
-        seed: of the choice that `labelled` asks for.
         where: the dataset's name, for errors.
         strict: every domain that is named should exist; else it may belong to another dataset.
 
     Returns: the folds, and reasons by key.
     Raises: PlanError if a domain or a case that is named does not exist.
     """
-    _check(entries, (source_domain, target_domain, leave_out_domain) if strict else (), labelled_cases, where)
+    labelled, chosen, seed = overrides.labelled, overrides.labelled_cases, overrides.seed or 0
+    _check(entries, overrides.domains if strict else (), chosen, where)
     reasons: dict[str, str] = {}
-    if published:
-        left_out, hidden = (
-            {case for one in published for case in one.get(role, ())} for role in ("test", "unlabelled")
-        )
-        named = {case for one in published for role, ids in one.items() if role != "test" for case in ids}
-        inside = [entry for entry in entries if entry.id in named]
-    else:
-        inside, left_out, hidden = _by_domain(
-            entries, source_domain, target_domain, leave_out_domain, reasons
-        )
-    tested = _patients(entries, left_out)
-    inside = [entry for entry in inside if entry.patient not in tested]
-    pool = [entry for entry in inside if entry.is_labelled and entry.id not in hidden]
+    scope = _scope_of(entries, published) if published else _scope_by_domain(entries, overrides, reasons)
+    pool = [entry for entry in scope.inside if entry.is_labelled and entry.id not in scope.hidden]
     folds, reasons["folds"] = split(pool)
     if published:
         folds, reasons["folds"] = tuple(_fold(pool, one) for one in published), "as published"
     single = next((role for role in ("atlas", "support") if role in needs), None)
-    template, how = _template(pool, labelled_cases, single) if single else (None, "")
-    taken = {template} if template is not None else set()
+    template, how = _template(pool, chosen, single) if single else (None, "")
+    example = {} if single is None or template is None else {single: (template,)}
     learns_labels = single is None or "labelled" in needs
     result = []
     for training, validation in folds:
-        keep = tuple(case for case in training if case not in taken and learns_labels)
-        if learns_labels and labelled_cases:
-            keep = tuple(sorted(set(labelled_cases) - taken))
+        keep = tuple(case for case in training if case != template) if learns_labels else ()
+        if learns_labels and chosen:
+            keep = tuple(sorted(set(chosen) - {template}))
         elif learns_labels and labelled is not None:
             keep = keep_labels(keep, amount=labelled, everyone=[entry.id for entry in pool], seed=seed)
-        used = {*taken, *keep}
-        shown = _patients(entries, used)  # by a label that is learned from: nothing to validate on
-        roles: dict[str, tuple[str, ...]] = {"labelled": keep}
-        if single is not None and template is not None:
-            roles[single] = (template,)
-        known = used | {entry.id for entry in entries if entry.patient in shown}
-        roles["validation"] = tuple(case for case in validation if case not in known)
-        held_out = _patients(entries, validation)
-        others = {entry.id for entry in inside if entry.patient not in held_out}
-        roles["unlabelled"] = tuple(sorted(others - used - set(validation)))
-        roles["test"] = tuple(sorted(left_out))
-        result.append({role: ids for role, ids in roles.items() if ids})
+        result.append(_roles({"labelled": keep, **example}, validation, scope, entries))
     if labelled is not None and not learns_labels:
         reasons["folds.labelled"] = (
             f"the method learns from one label whatever --labelled {labelled} would leave"
         )
-    elif learns_labels and (labelled is not None or labelled_cases):
-        asked = f"--labelled {labelled}" if not labelled_cases else "--labelled-cases"
+    elif learns_labels and (labelled is not None or chosen):
+        asked = "--labelled-cases" if chosen else f"--labelled {labelled}"
         kept = len(result[0].get("labelled", ()))
         reasons["folds.labelled"] = (
             f"{kept} of {len(folds[0][0])} training cases keep their label ({asked}), seed {seed}"
         )
-    if single is not None and template is not None:
+    if template is not None:
         reasons[f"folds.{single}"] = f"case {template} ({how}); other labelled cases serve " + (
             "training or validation" if learns_labels else "validation or are treated as unlabelled"
         )
     return tuple(result), reasons
 
 
-def _by_domain(
-    entries: Sequence[Entry],
-    source: str | None,
-    target: str | None,
-    leave_out: str | None,
-    reasons: dict[str, str],
-) -> tuple[list[Entry], set[str], set[str]]:
-    """Return the cases that take part, the ids kept for testing, and those whose label is not used."""
+@dataclass(frozen=True)
+class _Scope:
+    """The cases that take part, and ids of those kept for testing and of those whose label is not used."""
+
+    inside: list[Entry]
+    left_out: set[str]
+    hidden: set[str]
+
+
+def _scope_of(entries: Sequence[Entry], published: Sequence[Split]) -> _Scope:
+    """Return the cases that published folds name."""
+    left_out, hidden = (
+        {case for one in published for case in one.get(role, ())} for role in ("test", "unlabelled")
+    )
+    named = {case for one in published for role, ids in one.items() if role != "test" for case in ids}
+    return _without_tested([entry for entry in entries if entry.id in named], left_out, hidden, entries)
+
+
+def _scope_by_domain(entries: Sequence[Entry], overrides: Overrides, reasons: dict[str, str]) -> _Scope:
+    """Return the cases of the domains that the user asks for, all without such a wish; add to the reasons."""
+    source, target, leave_out = overrides.domains
     left_out = {entry.id for entry in entries if leave_out is not None and entry.domain == leave_out}
     inside = [entry for entry in entries if entry.id not in left_out]
     hidden: set[str] = set()
@@ -228,10 +218,37 @@ def _by_domain(
         )
     if leave_out is not None:
         reasons["folds.leave_out"] = f"all {len(left_out)} cases of {leave_out} are kept for testing"
-    return inside, left_out, hidden
+    return _without_tested(inside, left_out, hidden, entries)
 
 
-def _patients(entries: Sequence[Entry], ids: Collection[str]) -> set[str]:
+def _without_tested(
+    inside: Sequence[Entry], left_out: set[str], hidden: set[str], entries: Sequence[Entry]
+) -> _Scope:
+    """Return the scope without images of patients who are tested on."""
+    tested = _patients(entries, left_out)
+    return _Scope([entry for entry in inside if entry.patient not in tested], left_out, hidden)
+
+
+def _roles(learned: Roles, validation: Sequence[str], scope: _Scope, entries: Sequence[Entry]) -> Roles:
+    """Return the roles of a fold, given those whose labels are learned from.
+
+    A patient whose label is learned from is not validated on; of one who is validated on no image is used.
+    """
+    used = {case for ids in learned.values() for case in ids}
+    shown = _patients(entries, used)
+    known = used | {entry.id for entry in entries if entry.patient in shown}
+    held_out = _patients(entries, set(validation))
+    others = {entry.id for entry in scope.inside if entry.patient not in held_out}
+    roles = {
+        **learned,
+        "validation": tuple(case for case in validation if case not in known),
+        "unlabelled": tuple(sorted(others - used - set(validation))),
+        "test": tuple(sorted(scope.left_out)),
+    }
+    return {role: ids for role, ids in roles.items() if ids}
+
+
+def _patients(entries: Sequence[Entry], ids: set[str]) -> set[str]:
     return {entry.patient for entry in entries if entry.id in ids and entry.patient is not None}
 
 

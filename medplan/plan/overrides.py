@@ -78,6 +78,11 @@ class Overrides:
     like: Plan | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def domains(self) -> tuple[str | None, str | None, str | None]:
+        """Those of source, of target, and the one to leave out."""
+        return self.source_domain, self.target_domain, self.leave_out_domain
+
     def value(self, key: str, named: str | None = None) -> tuple[Any, str] | None:
         """Return what the user chose for a key of the plan, or the run to start from has, and the reason to
         give; None if nothing.

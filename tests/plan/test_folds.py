@@ -6,6 +6,7 @@ from sklearn.model_selection import KFold
 
 from medplan.errors import PlanError
 from medplan.plan.folds import Entry, assign_roles, keep_labels, kfold, split
+from medplan.plan.overrides import Overrides
 
 
 def entries(labelled: int, unlabelled: int = 0, **fields: tuple[str, ...]) -> list[Entry]:
@@ -21,8 +22,8 @@ def entries(labelled: int, unlabelled: int = 0, **fields: tuple[str, ...]) -> li
 
 
 def roles(cases: list[Entry], **wishes: object) -> tuple[dict[str, tuple[str, ...]], ...]:
-    wishes = {"needs": ("labelled",), "where": "Phantom", **wishes}
-    return assign_roles(cases, **wishes)[0]  # type: ignore[arg-type]
+    given = {"needs": wishes.pop("needs", ("labelled",)), "published": wishes.pop("published", ())}
+    return assign_roles(cases, Overrides(**wishes), where="Phantom", **given)[0]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("count", [5, 7, 10, 14, 41, 200])

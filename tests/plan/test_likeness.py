@@ -7,6 +7,7 @@ import SimpleITK as sitk
 from medplan.data.images import Geometry
 from medplan.plan.folds import Entry, assign_roles
 from medplan.plan.likeness import SIDE, likeness, thumbnail
+from medplan.plan.overrides import Overrides
 
 SHAPE = (40, 44, 36)
 
@@ -73,7 +74,7 @@ def test_pictures_empty_images_and_two_cases_say_nothing():
 
 
 def atlas_of(entries, **given):
-    folds, reasons = assign_roles(entries, needs=("atlas", "unlabelled"), where="Brains", **given)
+    folds, reasons = assign_roles(entries, Overrides(**given), needs=("atlas", "unlabelled"), where="Brains")
     return folds[0]["atlas"][0], reasons["folds.atlas"]
 
 
