@@ -19,8 +19,10 @@ from dataset_conversion.loose.looks import looks_like_labels
 from dataset_conversion.loose.masks import decoder_of, summary
 from dataset_conversion.loose.memory import KEY, remember
 from dataset_conversion.loose.names import Found, found
+from dataset_conversion.loose.patients import patients_of
 from dataset_conversion.writing import in_threads, write_dataset
 from medplan.data.formats import PICTURE_ENDINGS, VOLUME_ENDINGS
+from medplan.errors import DataError
 
 CARD = Card(
     name="Scans",
@@ -48,7 +50,8 @@ CARD = Card(
     labels={},
     num_cases="any",
     serves=("sdmessenger", "bijros", "supervised"),
-    split="By scan. Add `patient` to dataset.json if several scans are of one person.",
+    split="By scan, or by patient where several scans each lie in numbered folders (p1/, sub-02/). What "
+    "dataset.json says under `patient` counts, and may be corrected.",
 )
 
 
@@ -62,6 +65,10 @@ def convert(source: Path, target: Path) -> None:
     """
     listing = list_files(source)
     endings = f"{', '.join(VOLUME_ENDINGS)}, DICOM folders, or {', '.join(PICTURE_ENDINGS)}"
+    if not listing.paths and listing.notes:
+        raise DataError(
+            f"{source}: there are no scans that can be read ({endings}): {' '.join(listing.notes)}"
+        )
     require(source, bool(listing.paths), f"scans ({endings})")
     notes = list(listing.notes)
     files = [found(path, source) for path in listing.paths]
@@ -81,7 +88,13 @@ def convert(source: Path, target: Path) -> None:
         made = picture_cases(arrangement, classes, source, decoder)
     else:
         made = volume_cases(arrangement, classes, source)
+    patients = patients_of(arrangement.cases)
     notes += [*arrangement.notes, *classes.notes, *made.notes]
+    if patients and "patient" not in memory.description:
+        notes.append(
+            f"folders like {min(patients.values())} are taken for patients, whose cases are learned from or "
+            "validated on together; correct 'patient' in dataset.json if they are not."
+        )
     words = [" ".join(channel) for channel, _ in arrangement.channels]
     words = words if len(words) == len(made.channels) else [""] * len(made.channels)
     colours = decoder.names if decoder is not None else {}
@@ -99,7 +112,7 @@ def convert(source: Path, target: Path) -> None:
     )
     write_dataset(
         CARD,
-        made.cases,
+        [replace(case, patient=memory.patient(case.id, patients)) for case in made.cases],
         target,
         source=source,
         labels=conclusion,

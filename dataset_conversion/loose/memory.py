@@ -14,7 +14,7 @@ KEY = "found_by_name"
 """Of dataset.json: which words of file names became which channel and class."""
 UNNAMED = "label {}"
 WRITTEN = frozenset({"name", "channel_names", "labels", "numTraining", "file_ending", "reference", "licence"})
-WRITTEN_AGAIN = WRITTEN | {"notes", "regions_class_order", KEY}
+WRITTEN_AGAIN = WRITTEN | {"notes", "patient", "regions_class_order", KEY}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +46,15 @@ class Memory:
         before = dict(zip(self.words, self.channels, strict=False))
         return tuple(before.get(word, name) for word, name in zip(words, names, strict=True))
 
+    def patient(self, case: str, found: Mapping[str, str]) -> str | None:
+        """Return the patient of a case: as before, also by hand, else as found."""
+        before: Mapping[str, str] = self.description.get("patient", {})
+        return before.get(case, found.get(case))
+
     def kept(self, cases: set[str]) -> dict[str, Any]:
         """Return what was added to the description, as far as its cases are still there."""
         kept = {key: value for key, value in self.description.items() if key not in WRITTEN_AGAIN}
-        for key in ("patient", "domain"):
-            kept[key] = {case: name for case, name in kept.get(key, {}).items() if case in cases}
+        kept["domain"] = {case: name for case, name in kept.get("domain", {}).items() if case in cases}
         kept["exclude"] = [case for case in kept.get("exclude", []) if case in cases]
         kept["splits"] = {
             name: {role: [case for case in ids if case in cases] for role, ids in roles.items()}

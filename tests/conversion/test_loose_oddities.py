@@ -216,6 +216,32 @@ def test_the_names_of_a_dataset_that_needed_no_conversion_are_taken(tmp_path: Pa
     assert (dataset.labels.names, dataset.channels) == (("liver", "tumour"), ("CT",))
 
 
+def test_visits_of_a_patient_stay_together_and_kinds_of_disease_are_no_patients(tmp_path: Path) -> None:
+    for folder, name in (("p1", "1"), ("p1", "2"), ("p2", "1"), ("p3", "1")):
+        nifti(tmp_path / "in" / "images" / folder / f"visit_{name}.nii.gz", scan(0), AFFINE)
+        nifti(tmp_path / "kinds" / "abcd"[int(folder[1])] / f"{folder}.nii.gz", scan(0), AFFINE)
+    convert(tmp_path / "in", tmp_path / "out")
+    found = {"p1_visit_1": "p1", "p1_visit_2": "p1", "p2_visit_1": "p2", "p3_visit_1": "p3"}
+    assert described(tmp_path / "out")["patient"] == found
+    assert "folders like p1 are taken for patients" in notes_of(tmp_path / "out")
+    corrected = described(tmp_path / "out") | {"patient": found | {"p2_visit_1": "p3"}}
+    (tmp_path / "out" / "dataset.json").write_text(json.dumps(corrected))
+    convert(tmp_path / "in", tmp_path / "out")
+    assert described(tmp_path / "out")["patient"] == found | {"p2_visit_1": "p3"}
+    convert(tmp_path / "kinds", tmp_path / "others")
+    assert "patient" not in described(tmp_path / "others")
+
+
+def test_without_anything_that_can_be_read_it_says_what_there_is(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "volume.h5").write_text("")
+    with pytest.raises(DataError, match=r"no scans that can be read .* 1 file\(s\) of other kinds .*1 .h5"):
+        convert(tmp_path / "in", tmp_path / "out")
+    nifti(tmp_path / "in" / "labels" / "a.nii.gz", blobs(0, [1]), AFFINE)
+    with pytest.raises(DataError, match=r"beside the labels; found labels, volume\.h5"):
+        convert(tmp_path / "in", tmp_path / "out")
+
+
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     source = tmp_path / "in"
     for case in ("a", "b"):
