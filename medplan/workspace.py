@@ -38,13 +38,13 @@ class Workspace:
         return self.root / "plans" / name / "fingerprint.json"
 
     def plan_path(self, name: str, method: str) -> Path:
-        return self.root / "plans" / name / f"{method}.json"
+        return self.root / "plans" / _plain(name, "--name") / f"{method}.json"
 
     def preprocessed_folder(self, name: str, grid: str) -> Path:
         return self.root / "preprocessed" / name / grid
 
     def run_folder(self, name: str, method: str, run: str) -> Path:
-        return self.root / "results" / name / method / run
+        return self.root / "results" / name / method / _plain(run, "--run")
 
     def raw_folders(self) -> list[Path]:
         """Return every raw dataset, those of $nnUNet_raw after our own."""
@@ -86,6 +86,13 @@ class Workspace:
     def _raw_roots(self) -> list[Path]:
         nnunet = os.environ.get("nnUNet_raw")
         return [self.raw_data, *([Path(nnunet)] if nnunet else [])]
+
+
+def _plain(name: str, flag: str) -> str:
+    """Return a name that is to be that of a folder. Raises UsageError if it would lie elsewhere."""
+    if not name or name.startswith(".") or "/" in name or "\\" in name:
+        raise UsageError(f"{flag} '{name}': a name should hold no slash and not begin with a dot.")
+    return name
 
 
 def _aliases(folder: str) -> list[str]:

@@ -63,3 +63,11 @@ def test_what_is_filed_under_a_name_is_found_without_the_raw_data(space: Workspa
         space.plan_name("Union")
     (space.root / "results" / "Union").mkdir(parents=True)
     assert space.plan_name("Union") == "Union"
+
+
+@pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "a\\b"])
+def test_names_of_plans_and_runs_are_those_of_folders(space: Workspace, name: str) -> None:
+    with pytest.raises(UsageError, match="--name"):
+        space.plan_path(name, "toy")
+    with pytest.raises(UsageError, match="--run"):
+        space.run_folder("ACDC", "toy", name)
