@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from medplan.learning.registration import agreement
 from medplan.method import Update
 from medplan.networks.joint import Maps
 from medplan.networks.pairing import Pair, Pairing
@@ -58,11 +57,11 @@ def step_registration(
     segmentation.eval()
     warped = warp(pair.members, pair.to_image)
     label = warped.detach().requires_grad_()
-    consistency = agreement(label, pairing.probabilities(pair.image_maps, pair.size))
+    consistency = pairing.agree(label, pairing.probabilities(pair.image_maps, pair.size))
     share = weights["agreement"]
     *upper, label_upper = update.gradients(share * consistency, "seg", inputs=[label])
     consistency = consistency.detach()
-    taught = agreement(pairing.probabilities(maps, pair.size), label)
+    taught = pairing.agree(label, pairing.probabilities(maps, pair.size))
     inputs = [label, leaf] if leaf.requires_grad else [label]
     found = update.gradients(taught, "seg", inputs=inputs)
     lower, (label_lower, *image_lower) = found[: len(upper)], found[len(upper) :]
@@ -95,8 +94,8 @@ def step_apart(
     warped = warp(pair.members, pair.to_image)
     answer = pairing.probabilities(pair.image_maps, pair.size)
     loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-    loss = loss + agreement(warped, answer.detach())
-    lower = agreement(answer, warped.detach())
+    loss = loss + pairing.agree(warped, answer.detach())
+    lower = pairing.agree(warped.detach(), answer)
     update.minimise(loss, "reg")
     update.minimise(lower, "seg")
     logged = {"loss": loss, "lower": lower, **terms}

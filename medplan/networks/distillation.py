@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medplan.errors import MethodError
-from medplan.learning.registration import agreement
 from medplan.networks.joint import Maps, PyramidDecoder, UNetEncoder, VolumeEncoder
 from medplan.networks.pairing import Pair, Pairing
 from medplan.networks.slices import SliceEncoder
@@ -82,7 +81,7 @@ class Distillation(nn.Module):
             label = warp(pair.members, pair.to_image)
             coarse = pairing.as_probabilities(self.coarse(maps).float())
             final = pairing.as_probabilities(self.prompted(pair.image_maps, coarse).float())
-            terms |= {"coarse": agreement(coarse, label), "final": agreement(final, label)}
+            terms |= {"coarse": pairing.agree(label, coarse), "final": pairing.agree(label, final)}
         return terms
 
     @torch.no_grad()

@@ -149,6 +149,15 @@ class Pairing(nn.Module):
         returned = warp(warp(pair.image, pair.to_atlas), pair.to_image, mode="nearest")
         return returned - blend_B1111.to(returned.dtype) * (returned - pair.image)
 
+    def agree(self, target: Tensor, answer: Tensor) -> Tensor:
+        """Return the agreement of an answer with a target, both (B, K, Z, Y, X) in [0, 1].
+
+        Voxels without annotation do not count; those of regions count as outside, which looks the same.
+        """
+        if self.labels.ignore is not None and self.labels.is_exclusive:
+            answer = answer * target.sum(1, keepdim=True)
+        return agreement(target, answer)
+
     def consistency(self, pair: Pair, *, cross_entropy: float = 0.0) -> Tensor:
         """Return the agreement of the warped label and the segmentation of the image.
 
@@ -164,7 +173,7 @@ class Pairing(nn.Module):
             cross_entropy: weight of `balanced_cross_entropy`, which is added and takes the target as given.
         """
         logits = self.network.segment(maps, target.shape[-3:])
-        loss = agreement(target, self.as_probabilities(logits))
+        loss = self.agree(target, self.as_probabilities(logits))
         if not cross_entropy:
             return loss
         logs = logits.log_softmax(1) if self.labels.is_exclusive else F.logsigmoid(logits)

@@ -166,6 +166,17 @@ def test_memberships_sum_to_one_and_voxels_without_annotation_belong_to_nothing(
     assert method.pairing.members(codes).sum(1).flatten().tolist() == [1, 1, 1, 0]
 
 
+def test_voxels_of_the_atlas_without_annotation_teach_nothing() -> None:
+    labels = LabelSpace(names=("a", "b"), values=((1,), (2,)), ignore=9)
+    answer = torch.rand(1, 3, SIDE, SIDE, SIDE, requires_grad=True)
+    pairing = tiny_bijros(labels=labels).pairing
+    codes = pair()["label"]
+    codes[..., :8] = -1
+    loss = pairing.agree(pairing.members(codes), answer)
+    (gradient,) = torch.autograd.grad(loss, answer)
+    assert not gradient[..., :8].any() and gradient[..., 8:].all()
+
+
 def test_an_untrained_network_moves_nothing_and_an_equal_pair_stays_in_place() -> None:
     method = tiny_bijros(encoder_share=0.0)
     batch = pair()
