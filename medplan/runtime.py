@@ -22,6 +22,10 @@ Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 _BUCKET_BYTES = 64 * 2**20
 _PRECISIONS: tuple[Literal["bf16", "fp16", "fp32"], ...] = ("bf16", "fp16", "fp32")
+_WITHOUT_TENSOR_CORES = (
+    "GTX 16", "T400", "T500", "T550", "T600", "T1000", "T1200", "T2000", "MX450", "MX550",
+)  # fmt: skip
+"""Small cards of the generation of the T4; some convolve to NaN in float16 (pytorch/pytorch issue 58123)."""
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -245,9 +249,9 @@ def _fastest(device: torch.device) -> Literal["bf16", "fp16", "fp32"]:
     capability = torch.cuda.get_device_capability(device)
     if capability >= (8, 0):
         return "bf16"
-    # GTX 16 has no tensor cores, and its convolutions in float16 answer NaN (pytorch/pytorch issue 58123).
-    has_fp16 = capability >= (7, 0) and "GTX 16" not in torch.cuda.get_device_name(device)
-    return "fp16" if has_fp16 else "fp32"
+    name = torch.cuda.get_device_name(device)
+    has_units = capability >= (7, 0) and not any(kind in name for kind in _WITHOUT_TENSOR_CORES)
+    return "fp16" if has_units else "fp32"
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -94,6 +94,7 @@ def test_a_gpu_is_set_up_for_patches_of_one_shape(monkeypatch: pytest.MonkeyPatc
         ("NVIDIA GeForce RTX 2080 Ti", (7, 5), "fp16"),
         ("Tesla V100-SXM2-16GB", (7, 0), "fp16"),
         ("NVIDIA GeForce GTX 1660 Ti", (7, 5), "fp32"),
+        ("NVIDIA T600 Laptop GPU", (7, 5), "fp32"),
         ("Tesla P100-PCIE-16GB", (6, 0), "fp32"),
     ],
 )
