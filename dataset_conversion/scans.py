@@ -11,7 +11,7 @@ from pathlib import Path
 from dataset_conversion.card import Card
 from dataset_conversion.listing import require
 from dataset_conversion.loose.arrange import arrange
-from dataset_conversion.loose.cases import picture_cases, volume_cases
+from dataset_conversion.loose.cases import volume_cases
 from dataset_conversion.loose.classes import classes_of
 from dataset_conversion.loose.conclusion import Conclusion
 from dataset_conversion.loose.files import list_files
@@ -20,6 +20,7 @@ from dataset_conversion.loose.masks import decoder_of, summary
 from dataset_conversion.loose.memory import KEY, remember
 from dataset_conversion.loose.names import Found, found
 from dataset_conversion.loose.patients import patients_of
+from dataset_conversion.loose.picture_cases import picture_cases
 from dataset_conversion.writing import in_threads, write_dataset
 from medplan.data.formats import PICTURE_ENDINGS, VOLUME_ENDINGS
 from medplan.errors import DataError

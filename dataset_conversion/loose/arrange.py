@@ -54,12 +54,19 @@ def arrange(files: Sequence[Found], source: Path) -> Arrangement:
     given: defaultdict[int, list[Found]] = defaultdict(list)
     notes = list(together.notes)
     for label in labels:
-        case = finder.case_of(label)
-        if case is None:
-            place = label.path.relative_to(source).as_posix()
+        fitting = finder.cases_of(label)
+        place = label.path.relative_to(source).as_posix()
+        if not fitting:
             notes.append(f"{place}: there is no scan of that name, the label is left out.")
+        elif len(fitting) > 1:
+            some = " or ".join(
+                finder.scans[case][0].path.relative_to(source).as_posix() for case in fitting[:2]
+            )
+            notes.append(
+                f"{place}: it may belong to {some}, so that the label is left out; name it like one."
+            )
         else:
-            given[case].append(label)
+            given[fitting[0]].append(label)
     times = Counter(name for name, _ in together.cases)
     cases = [
         Arranged(
@@ -86,6 +93,7 @@ class _Finder:
 
     def __init__(self, cases: Sequence[Sequence[Found]], source: Path) -> None:
         self.source = source
+        self.scans = cases
         self.everywhere = set[str]()
         if len(cases) > 1:
             self.everywhere = set.intersection(*(set(scan.words) for scans in cases for scan in scans))
@@ -98,7 +106,8 @@ class _Finder:
                 for folder in scan.path.parents:
                     self.by_folder[folder].add(number)
 
-    def case_of(self, label: Found) -> int | None:
+    def cases_of(self, label: Found) -> list[int]:
+        """Return the case of a label: one, none, or those near by of which it is not clear which one."""
         views = list(zip(self.by_words, self._views(label), strict=True))
         tries = [(index, [words[:end] for end in range(len(words), 0, -1)]) for index, words in views]
         # liver_p1.nii.gz beside p1.nii.gz
@@ -107,12 +116,14 @@ class _Finder:
         for index, beginnings in tries:
             cases: set[int] = next((index[words] for words in beginnings if words in index), set())
             if len(cases) == 1:
-                return min(cases)
+                return list(cases)
         for folder in label.path.parents:
             near = self.by_folder.get(folder, set())
-            if near or folder == self.source:
-                return min(near) if len(near) == 1 else None
-        return None
+            if folder == self.source:
+                return list(near) if len(near) == 1 else []
+            if near:
+                return sorted(near)
+        return []
 
     def _views(self, file: Found) -> tuple[Words, ...]:
         """Return the words of a name in the order in which they are trusted."""

@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 from medplan.data.formats import stem_of
@@ -23,31 +24,32 @@ __all__ = [
 ]
 
 LABEL_WORDS = frozenset(
-    "seg segs segm segmentation segmentations label labels labelstr labelmap mask masks gt ground truth "
-    "groundtruth ann anns annotation annotations annotated roi rois contour contours".split()
+    "seg segs segm segmentation segmentations label labels labelstr labelmap mask masks msk gt ground truth "
+    "groundtruth ann anns annotation annotations annotated roi rois contour contours segmentierung maske "
+    "masken masque masques mascara segmentacion".split()
 )
 NEUTRAL_WORDS = frozenset(
-    "image images imagestr img imgs scan scans original volume volumes anat dicom dcm nii nifti".split()
+    "image images imagestr img imgs scan scans original volume volumes anat rawdata dicom dcm nii "
+    "nifti".split()
 )
 """Words of folders and files that say nothing about the case."""
 CHANNELS = tuple(
     dict.fromkeys(
         [word for modality, words in WORDS.items() if modality != "RGB" for word in words.split()]
-        + "ctres cbf cbv mtt tmax ttp dce stir t2star t1post t1pre t1wce t1km t2fs t2flair".split()
+        + "pt ctres cbf cbv mtt tmax ttp dce stir t2star t1post t1pre t1wce t1km t2fs t2flair".split()
     )
 )
 """Words that say how a scan was taken, in the order in which channels are numbered."""
-SHOWN = {"ctres": "CT"}
+SHOWN = {"ctres": "CT", "pt": "PET"}
 FURTHER = frozenset(
     "pre post gd ce contrast native tra sag cor ax axial sagittal coronal fs arterial art venous portal "
     "delayed nac ac".split()
 )
 """Words that tell channels apart where they stand beside one of `CHANNELS`."""
-VERSIONS = frozenset(
-    "v ver version rater raters reader readers observer obs r copy old new final corrected manual auto by "
-    "expert pred prediction".split()
-)
+VERSIONS = frozenset("v ver version r copy old new final corrected manual auto pred prediction".split())
 """Words that tell label files of the same structures apart."""
+PEOPLE = re.compile(r"by|(rater|reader|observer|annotator|expert)s?[a-z]?")
+"""Words after which a person is named."""
 
 
 Word = tuple[tuple[int, str], str]
@@ -125,7 +127,7 @@ def identifier(file: Found, *, whole: bool = True) -> str:
     kept = [
         name
         for number, name in enumerate(names)
-        if name and not any(re.match(rf"{name}([-_]|$)", later) for later in names[number + 1 :])
+        if name and not any(re.search(rf"(?i)(^|[-_]){name}([-_]|$)", later) for later in names[number + 1 :])
     ]
     return "_".join(kept) or path_identifier(file)
 
@@ -168,8 +170,8 @@ def class_in_folder(label: Found, scan: Found) -> str:
 
 def _named(words: list[Word]) -> str:
     """Join words as they are written; those that were one ('L5') stay one."""
-    said = [word for _, word in words]
-    kept = [word for word in words[: said.index("by") if "by" in said else None] if word[1] not in VERSIONS]
+    kept = list(takewhile(lambda word: PEOPLE.fullmatch(word[1]) is None, words))
+    kept = [word for word in kept if word[1] not in VERSIONS]
     if not any(word.isalpha() for _, word in kept):
         return ""
     places = dict.fromkeys(place for (place, _), _ in kept)

@@ -102,7 +102,7 @@ def test_channels_on_other_grids_come_onto_the_labelled_one(labelled: str, tmp_p
     nifti(tmp_path / "in" / "p" / "mask.nii.gz", box(2, 2, 2, shape=shape), affine)
     convert(tmp_path / "in", tmp_path / "out")
     (case,) = open_dataset(tmp_path / "out").cases
-    assert "channels on other grids; they are resampled: p (" in notes_of(tmp_path / "out")
+    assert "channels on other grids, now resampled: p (" in notes_of(tmp_path / "out")
     for path in case.images:
         image = nibabel.load(path)
         assert image.shape == shape
@@ -139,6 +139,35 @@ def test_where_masks_overlap_the_smaller_one_counts_and_it_is_said(tmp_path: Pat
     assert "the smaller one counts there: p1 (tumour and liver, 8 voxels)" in notes_of(tmp_path / "out")
     assert "1 labelled case(s) lack masks that others have" in notes_of(tmp_path / "out")
     assert "p2 (no tumour)" in notes_of(tmp_path / "out")
+
+
+def test_files_of_two_raters_are_no_classes(tmp_path: Path) -> None:
+    nifti(tmp_path / "in" / "p.nii.gz", scan(0), AFFINE)
+    for rater in ("raterA", "raterB"):
+        nifti(tmp_path / "in" / f"p_seg_{rater}.nii.gz", box(1, 1, 1), AFFINE)
+    with pytest.raises(DataError, match=r"p_seg_raterB.nii.gz: it overlaps with another label of its case"):
+        convert(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_label_that_may_belong_to_two_scans_is_left_out_and_named(tmp_path: Path) -> None:
+    for case in ("p", "q"):
+        for kind in ("orig", "bias corrected"):
+            nifti(tmp_path / "in" / case / kind / "T1.nii.gz", scan(0), AFFINE)
+    nifti(tmp_path / "in" / "p" / "lesion.nii.gz", box(1, 1, 1), AFFINE)
+    convert(tmp_path / "in", tmp_path / "out")
+    what = (
+        "p/lesion.nii.gz: it may belong to p/bias corrected/T1.nii.gz or p/orig/T1.nii.gz, so that the label"
+    )
+    assert what in notes_of(tmp_path / "out")
+
+
+def test_a_film_among_volumes_is_left_out_and_named(tmp_path: Path) -> None:
+    for number in range(3):
+        nifti(tmp_path / "in" / f"p_frame{number}.nii.gz", scan(number), AFFINE)
+    nifti(tmp_path / "in" / "p_4d.nii.gz", scan(9, shape=(*SHAPE, 12)), AFFINE)
+    convert(tmp_path / "in", tmp_path / "out")
+    assert len(open_dataset(tmp_path / "out").cases) == 3
+    assert "1 file(s) do not hold 1 volume(s) and are left out: p_4d (12)" in notes_of(tmp_path / "out")
 
 
 def test_parts_of_one_class_are_joined_unless_they_overlap(tmp_path: Path) -> None:
