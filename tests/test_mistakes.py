@@ -1,12 +1,17 @@
 """What users get wrong, and the sentence that they get back."""
 
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from medplan.cli import main
+from medplan.commands.data import extract
+from medplan.commands.planning import have_changed
 from medplan.data.inputs import find_inputs
+from medplan.workspace import Workspace
 from tests.conftest import make_phantom, make_raw_dataset, write_nifti
 
 
@@ -95,13 +100,38 @@ def test_training_says_that_labels_came_after_the_plan(
     assert main(["plan_and_preprocess", *space, *small]) == 0
     assert main(["train", *space]) == 0
     out = capsys.readouterr().out
-    assert "have come or gone" not in out
+    assert "have changed" not in out
     assert "Validation: best: mean Dice 0." in out and "liver" in out
     (raw / "labelsTr" / "case03.nii.gz").write_bytes((raw / "labelsTr" / "case02.nii.gz").read_bytes())
     assert main(["train", *space, "--run", "second"]) == 0
     assert "plan_and_preprocess -d A -m supervised' takes the change in" in capsys.readouterr().out
     assert main(["train", *space, "--lr", "0.5"]) == 2
     assert "--restart" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": {"background": 0, "kidney": 1, "spleen": 2}},
+        {"channel_names": {"0": "CT"}},
+        {"domain": {"case00": "A"}},
+        {"patient": {"case00": "p1", "case01": "p1"}},
+        {"splits": {"paper": {"labelled": ["case00"], "validation": ["case01"]}}},
+        {"exclude": ["case00"]},
+        {"description": "free text"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_is_planned_from_is_measured_again_when_the_dataset_changes(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    raw = make_raw_dataset(tmp_path / "raw_data" / "A", num_labelled=2)
+    space = Workspace.open(tmp_path)
+    extract(space, "A", workers=1)
+    assert not have_changed(space, "A")
+    path = raw / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert have_changed(space, "A") == ("description" not in change)
 
 
 def test_without_arguments_there_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -197,7 +197,7 @@ def _cases_at_a_time(space: Workspace, dataset: "DatasetPlan", grid: "Grid") -> 
 
 
 def have_changed(space: Workspace, name: str) -> bool:
-    """Whether cases or labels of a dataset have come or gone since it was measured."""
+    """Whether cases of a dataset, or what dataset.json says of it, have changed since it was measured."""
     from medplan.plan.fingerprint import Fingerprint
     from medplan.records import read_json
 
@@ -208,12 +208,17 @@ def have_changed(space: Workspace, name: str) -> bool:
 def _is_outdated(facts: "Fingerprint", space: Workspace, name: str) -> bool:
     from medplan.data.dataset import open_dataset
 
-    now = {case.id: case.is_labelled for case in open_dataset(space.raw_folder(name)).cases}
-    return {case.id: case.is_labelled for case in facts.cases} != now
+    dataset = open_dataset(space.raw_folder(name))
+    now, then = (
+        {case.id: (case.is_labelled, case.domain, case.patient) for case in each.cases}
+        for each in (dataset, facts)
+    )
+    said = (dataset.channels, dataset.labels, dataset.file_ending, dataset.splits)
+    return now != then or said != (facts.channels, facts.labels, facts.file_ending, facts.splits)
 
 
 def _measured(space: Workspace, name: str, *, workers: int | None, refresh: bool) -> "Fingerprint":
-    """Return the fingerprint of a dataset, measured anew where there is none or cases came or went."""
+    """Return the fingerprint of a dataset, measured anew where there is none or the dataset has changed."""
     from medplan.commands.data import extract
     from medplan.plan.fingerprint import Fingerprint
     from medplan.records import read_json
@@ -223,5 +228,5 @@ def _measured(space: Workspace, name: str, *, workers: int | None, refresh: bool
         known = read_json(Fingerprint, path)
         if not _is_outdated(known, space, name):
             return known
-        print(f"Cases of '{known.name}' have come or gone since they were measured.")
+        print(f"The cases or the dataset.json of '{known.name}' have changed since they were measured.")
     return extract(space, name, workers=workers)

@@ -103,7 +103,7 @@ def _scores(path: Path) -> str:
 
 
 def _tell_of_new_cases(space: Workspace, plan: "Plan") -> None:
-    """Say so if cases or labels came after the plan, which training does not know of."""
+    """Say so if the dataset has changed after the plan, which training does not know of."""
     from medplan.commands.planning import have_changed
 
     for dataset in plan.datasets:
@@ -113,8 +113,8 @@ def _tell_of_new_cases(space: Workspace, plan: "Plan") -> None:
             continue
         if changed:
             print(
-                f"Cases or labels of '{dataset.name}' have come or gone since they were measured; 'medplan "
-                f"plan_and_preprocess -d {dataset.name} -m {plan.method}' takes the change in."
+                f"The cases or the dataset.json of '{dataset.name}' have changed since they were measured; "
+                f"'medplan plan_and_preprocess -d {dataset.name} -m {plan.method}' takes the change in."
             )
 
 
