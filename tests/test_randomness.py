@@ -1,11 +1,16 @@
 """Randomness is a function of names and counters."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
+from medplan.commands.training import _build
+from medplan.plan.schema import Plan
 from medplan.randomness import fold_in, generator, seeded
+from tests.conformance.tiny import tiny_plan
 
 
 def test_the_same_parts_give_the_same_numbers_on_every_machine() -> None:
@@ -42,3 +47,16 @@ def test_seeding_is_undone_after_an_error() -> None:
     with pytest.raises(RuntimeError), seeded(5):
         raise RuntimeError
     assert (np.random.get_state()[1] == state).all()
+
+
+def test_first_weights_depend_on_the_seed_of_the_plan_and_on_nothing_else() -> None:
+    plan = tiny_plan("supervised")
+    other = replace(plan, training=replace(plan.training, seed=plan.training.seed + 1))
+
+    def weights(plan: Plan, state: int) -> torch.Tensor:
+        torch.manual_seed(state)
+        parameters = _build(plan, None, resume=False).parameters()
+        return torch.cat([parameter.detach().flatten() for parameter in parameters])
+
+    assert torch.equal(weights(plan, 1), weights(plan, 2))
+    assert not torch.equal(weights(plan, 1), weights(other, 1))

@@ -223,10 +223,14 @@ def _open_store(
 
 
 def _build(plan: "Plan", start_from: Path | None, *, resume: bool) -> "Method":
-    """Return the method, with the weights it starts from."""
+    """Return the method, with the weights it starts from; what is drawn of them depends on the seed alone."""
+    import torch
+
     from medplan import checkpoint, registry, weights
     from medplan.predict.folder import find_folds
+    from medplan.randomness import fold_in
 
+    torch.manual_seed(fold_in(plan.training.seed, "weights"))
     method = registry.find(plan.method)(plan)
     if resume:
         return method

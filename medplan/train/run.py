@@ -258,6 +258,7 @@ class Run:
 
     def _enter_phase(self, number: int) -> None:
         self.at.phase, self.at.step = number, 0
+        torch.manual_seed(fold_in(self.plan.training.seed, "begin", self.phase.name))
         self.optimizers, self.scale = self.method.begin(self.phase.name), LossScale()
 
     def _share_everything(self) -> None:
