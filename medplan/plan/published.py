@@ -28,7 +28,7 @@ def choose_split(
     Raises: PlanError if there is no split of that name.
     """
     if named is not None and not isinstance(named, str):
-        return tuple(named), f"{len(named)} folds as in the file that --split names"
+        return tuple(named), "folds as in the file that --split names"
     if named not in (None, "none"):
         if named not in splits:
             known = f"; dataset.json has {', '.join(sorted(splits))}" if splits else ", nor any other"
@@ -38,7 +38,7 @@ def choose_split(
     if named == "none" or not splits:
         return (), ""
     if chosen := tuple(split for name, split in splits.items() if name.startswith(FOLDS_FILE)):
-        return chosen, f"{len(chosen)} folds as in {FOLDS_FILE} ('--split none' draws folds)"
+        return chosen, f"folds as in {FOLDS_FILE} ('--split none' draws folds)"
     whole = [
         name
         for name, split in splits.items()

@@ -145,7 +145,7 @@ class DatasetPlan:
             return {**roles, role: tuple(sorted((*roles.get(role, ()), *validation)))}
         if not 0 <= fold < len(self.folds):
             raise PlanError(
-                f"'{self.name}' has no fold {fold}; it has folds 0 to {len(self.folds) - 1}, and 'all'."
+                f"'{self.name}' has no fold {fold}; it has {', '.join(map(str, range(len(self.folds))))} and 'all'."
             )
         return dict(self.folds[fold])
 
