@@ -79,7 +79,7 @@ def box_chart(
     known = [value for row in rows for value in row.values if math.isfinite(value)]
     if not known:
         return ""
-    left, pitch = 132.0, 30.0 if len(rows) <= 16 else 22.0
+    left, pitch = 146.0, 30.0 if len(rows) <= 16 else 22.0
     height = pitch * len(rows) + 34
     frame = _Frame(
         x=domain or (0.0, 1.04 * max(known) or 1.0), y=(0, 1), height=height, left=left, bottom=26.0

@@ -90,7 +90,7 @@ def _header(heading: str, folder: Path, plan: Mapping[str, Any], evaluations: Se
     facts: dict[str, object] = {}
     if plan:
         facts = {"Dataset": plan.get("name", ""), "Method": plan.get("method", "")}
-    facts["Run"] = folder.name
+    facts["Run"] = folder.parent.name if folder.name.startswith("fold_") else folder.name
     if evaluations:
         facts["Shown"] = evaluations[0].name
     facts["Written"] = datetime.now().strftime("%d %B %Y, %H:%M")
@@ -204,7 +204,7 @@ def _training(log: Path) -> str:
     more += "".join(chart(OTHERS.get(key, key), {key: one}) for key, one in training.of_kind("other").items())
     more = f'<div class="panel"><div class="two">{more}</div></div>' if more else ""
     body = f'<div class="panel"><div class="two">{drawn}</div></div>' if drawn else ""
-    hint = "Over optimiser steps; thin lines are the logged values, thick ones their running mean."
+    hint = f"Of {log.parent.name}, over optimiser steps; thin lines are the logged values, thick ones their running mean."
     return section("Training", body + details("Learning rate and other logged numbers", more), hint=hint)
 
 

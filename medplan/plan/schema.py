@@ -144,9 +144,8 @@ class DatasetPlan:
             role = "labelled" if "labelled" in roles else "unlabelled"
             return {**roles, role: tuple(sorted((*roles.get(role, ()), *validation)))}
         if not 0 <= fold < len(self.folds):
-            raise PlanError(
-                f"'{self.name}' has no fold {fold}; it has {', '.join(map(str, range(len(self.folds))))} and 'all'."
-            )
+            there = ", ".join(map(str, range(len(self.folds))))
+            raise PlanError(f"'{self.name}' has no fold {fold}; it has {there} and 'all'.")
         return dict(self.folds[fold])
 
     @property
