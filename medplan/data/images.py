@@ -349,8 +349,8 @@ def fit_channels(array: Array, channels: int, path: Path) -> Array:
             return np.repeat(array, 3, axis=0)
     raise DataError(
         f"{path}: expected {channels} channel{'s' * (channels != 1)}, found {len(array)} (frames of a 4-D "
-        "file count "
-        "as channels); export the wanted ones, or declare them all under 'channel_names' in dataset.json."
+        "file count as channels); export the wanted ones, or declare them all under 'channel_names' in "
+        "dataset.json."
     )
 
 

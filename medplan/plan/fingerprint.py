@@ -127,8 +127,8 @@ def _refusal(dataset: Dataset, errors: Sequence[Finding]) -> DataError:
     advice = "Correct these files, or list the cases under 'exclude' in dataset.json"
     if repairable:
         advice += (
-            f"; 'medplan fingerprint -d {dataset.name} --repair FOLDER' writes a copy in which {repairable} "
-            "of them are put right"
+            f"; 'medplan fingerprint -d {dataset.name} --repair FOLDER' writes a copy that puts {repairable} "
+            "of them right"
         )
     count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
     return DataError(f"{dataset.folder}: {count} in the raw data:\n{shown}\n{advice}.")

@@ -192,16 +192,14 @@ def _check_entry(entry: zipfile.ZipInfo, files: Mapping[str, PackedFile], archiv
     if not plain or not regular or not entry.filename.endswith(SUFFIXES):
         raise CheckpointError(
             f"{archive}: the entry {entry.filename!r} is not a plain file inside the model's folder; "
-            "nothing was "
-            "unpacked. Do not trust this archive."
+            "nothing was unpacked. Do not trust this archive."
         )
     if entry.filename == MANIFEST:
         return
     if entry.filename not in files or files[entry.filename].size != entry.file_size:
         raise CheckpointError(
             f"{archive}: the entry {entry.filename!r} is not as its manifest says; nothing was unpacked. "
-            "Copy the "
-            "archive again."
+            "Copy the archive again."
         )
 
 

@@ -108,8 +108,7 @@ def read_atlas(fold_folder: Path, grid: Grid) -> Atlas | None:
     if not atlas_path(fold_folder).is_file():
         raise CheckpointError(
             f"{atlas_path(fold_folder)}: there is no such file, but the model aligns images to "
-            f"'{grid.align_to}'. "
-            "Copy the run folder again."
+            f"'{grid.align_to}'. Copy the run folder again."
         )
     return Atlas.load(atlas_path(fold_folder))
 

@@ -38,8 +38,7 @@ def check_alike(plans: Sequence[Plan], run: Path) -> None:
             if getattr(plan, name) != getattr(plans[0], name):
                 raise CheckpointError(
                     f"{run}: its folds were trained with different plans ({name} {getattr(plans[0], name)} "
-                    "and "
-                    f"{getattr(plan, name)}), so they cannot be averaged. Choose one with --folds."
+                    f"and {getattr(plan, name)}), so they cannot be averaged. Choose one with --folds."
                 )
         if [dataset.labels for dataset in plan.datasets] != [dataset.labels for dataset in plans[0].datasets]:
             raise CheckpointError(f"{run}: its folds have different labels. Choose one with --folds.")

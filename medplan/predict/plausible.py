@@ -38,12 +38,12 @@ def warn_if_unlike_training(image: Image, dataset: DatasetPlan, *, name: str) ->
             continue
         sample = values.reshape(-1)[:: max(1, values.size // MOST_SAMPLES)]
         known = float(np.mean((sample > scheme.low) & (sample < scheme.high)))
-        constant = bool((sample == sample[0]).all())
-        if known < FEWEST_KNOWN or constant:
+        if bool((sample == sample[0]).all()):
+            logger.warning("case '%s': channel '%s' is %g everywhere.", name, channel, sample[0])
+        elif known < FEWEST_KNOWN:
             logger.warning(
                 "case '%s': only %.1f %% of channel '%s' lies between %g and %g, the intensities seen in "
-                "training; "
-                "is it in the same units?",
+                "training; is it in the same units?",
                 name,
                 100 * known,
                 channel,

@@ -105,8 +105,7 @@ def predict(
         named = ", ".join(f"'{case}'" for case in list(failures)[:5]) + (", ..." if len(failures) > 5 else "")
         raise DataError(
             f"{len(failures)} of {len(cases)} cases could not be predicted ({named}); the others are in "
-            f"{output}. "
-            f"'{first}': {failures[first]}"
+            f"{output}. '{first}': {failures[first]}"
         )
     return tuple(written)
 

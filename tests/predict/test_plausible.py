@@ -31,3 +31,17 @@ def test_a_spacing_is_compared_with_that_of_the_training_cases(
     dataset = replace(tiny_plan("supervised").datasets[0], median_spacing_mm=usual)
     warn_if_unlike_training(image, dataset, name="scan")
     assert ("is the header right?" in caplog.text) == is_odd
+
+
+@pytest.mark.parametrize(("value", "said"), [(0.0, "is 0 everywhere"), ((0.0, 0.5), ""), ((0, 9e4), "units")])
+def test_intensities_are_compared_with_those_of_the_training_cases(
+    value: float | tuple[float, float], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    array = np.resize(np.float32(value), (1, 4, 4, 4))
+    image = Image(array=array, geometry=Geometry(shape=(4, 4, 4), spacing_mm=(1.0, 1.0, 1.0)))
+    dataset = tiny_plan("supervised").datasets[0]
+    scheme = replace(dataset.normalisations[0], low=-1.0, high=1.0)
+    if said == "units":
+        scheme = replace(scheme, low=1.0, high=2.0)
+    warn_if_unlike_training(image, replace(dataset, normalisations=(scheme,)), name="scan")
+    assert said in caplog.text and bool(caplog.text) == bool(said)
