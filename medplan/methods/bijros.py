@@ -99,6 +99,8 @@ class Config:
         compat: count zeros beyond the border in the LNCC.
         segmentation_rate: learning rate of the segmentation decoder after phase 1, over `training.lr`.
         cross_entropy: weight of class-balanced cross-entropy in what segmentation learns in phase 1.
+        synthetic: chance that segmentation also learns, in phase 1, from an image drawn from the registered
+            label; see `medplan.samples.synthetic`.
         recompute: compute activations twice to spare memory.
     """
 
@@ -129,6 +131,7 @@ class Config:
     compat: bool = False
     segmentation_rate: float = 1.0
     cross_entropy: float = 0.0
+    synthetic: float = 0.0
     recompute: bool = False
 
     def __post_init__(self) -> None:
@@ -295,6 +298,9 @@ class BiJROS(Method):
         terms["agreement"] = pairing.consistency(pair, cross_entropy=share)
         loss = config.encoder_similarity * terms["similarity"] + config.encoder_smooth * terms["smooth"]
         loss = loss + terms["agreement"]
+        if (drawn := self._drawn(pair)) is not None:
+            terms["drawn"] = pairing.teach(self.network.encode(drawn[0]), drawn[1], cross_entropy=share)
+            loss = loss + terms["drawn"]
         if self.distillation is not None:
             learned = self.distillation.terms(pair, pairing, is_mutual=at.phase == "mutual")
             weights = {"imitation": config.imitation if at.phase == "mutual" else 1.0}
@@ -330,6 +336,15 @@ class BiJROS(Method):
             pairing, pair, pseudo, leaf, maps, update, weights=weights, limit=config.factor_limit
         )
         return {"lower": lower, **logged}
+
+    def _drawn(self, pair: Pair) -> tuple[Tensor, Tensor] | None:
+        """Return an image drawn from the registered label and what it shows, as often as the plan says."""
+        # Without values there is nothing to draw; such an image takes the memory of any other.
+        if pair.image.is_meta or float(torch.rand((), device="cpu")) >= self.config.synthetic:
+            return None
+        source = torch.Generator().manual_seed(int(torch.randint(2**62, (), device="cpu")))
+        target = warp(pair.members, pair.to_image.detach())
+        return self.pairing.drawn(target, channels=pair.image.shape[1], generator=source)
 
     def _blend(self, pair: Pair) -> Tensor:
         low, high = self.config.blend

@@ -19,6 +19,7 @@ from medplan.networks.joint import JointNetwork, Maps, Voxel
 from medplan.networks.warp import integrate, warp
 from medplan.samples.cases import Case
 from medplan.samples.pairs import beside
+from medplan.samples.synthetic import synthesise
 
 __all__ = ["Pair", "Pairing"]
 
@@ -178,6 +179,21 @@ class Pairing(nn.Module):
             return loss
         logs = logits.log_softmax(1) if self.labels.is_exclusive else F.logsigmoid(logits)
         return loss + cross_entropy * balanced_cross_entropy(logs, target.detach())
+
+    def drawn(self, target: Tensor, *, channels: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return an image (B, C, Z, Y, X) drawn from the likeliest classes of a target, and what it shows.
+
+        Of regions those voxels have one grey that are inside equally many of them.
+        """
+        if self.labels.is_exclusive:
+            codes = target.argmax(1)
+            shown = F.one_hot(codes, target.shape[1]).movedim(-1, 1).to(target.dtype)
+        else:
+            shown = (target > 0.5).to(target.dtype)
+            codes = shown.sum(1).long()
+        num_greys = target.shape[1] + (not self.labels.is_exclusive)
+        images = [synthesise(codes, num_greys=num_greys, generator=generator) for _ in range(channels)]
+        return torch.cat(images, dim=1).to(target.dtype), shown
 
     def onto(
         self, patch: Tensor, case: Case, corner: Voxel, atlas: Case, flipped: Sequence[int] = ()

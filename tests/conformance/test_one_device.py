@@ -30,7 +30,8 @@ PER_UPDATE = "train/update.py"
 
 OTHER_SETTINGS = {
     "two encoder passes per step": ("bijros", {"shared_passes": False, "diffeomorphic": True}),
-    "steps apart": ("bijros", {"mode": "alternating", "compat": True, "recompute": True}),
+    "drawn images": ("bijros", {"synthetic": 1.0, "recompute": True}),
+    "steps apart": ("bijros", {"mode": "alternating", "compat": True}),
     "adapters": ("imedsam", {"from_nothing": False, "lora_rank": 4, "frequency_hidden": 4, "points": 99}),
     "released square": (
         "sdmessenger",

@@ -19,7 +19,6 @@ from medplan.networks.sam import SAM_VARIANTS, SamVariant
 from medplan.plan.memory import measure
 from medplan.records import encode
 from medplan.runtime import Runtime
-from medplan.samples.cases import Case
 from medplan.train.update import GradientUpdate
 from tests.conftest import make_phantom
 from tests.methods.bijros_case import FixedNorm, Recorder, tiny_bijros
@@ -310,42 +309,6 @@ def test_the_name_of_the_weight_file_tells_which_sam_it_is_and_who_learns_from_i
     assert (chosen.config["sam"], chosen.config["teacher"]) == ("vit_h", "none")
 
 
-def case(key: str, seed: int, shape: tuple[int, int, int] = (SIDE, SIDE, SIDE)) -> Case:
-    phantom = make_phantom(seed, shape=shape, spacing_mm=(1.0, 1.0, 1.0))
-    codes = phantom.label.astype(np.int16)
-    return Case(key=key, pixels=phantom.image[None] / 6, codes=codes, spacing_mm=(1.0, 1.0, 1.0))
-
-
-@torch.no_grad()
-def test_registration_predicts_the_atlas_where_it_lies() -> None:
-    method = tiny_bijros(output="reg").eval()
-    atlas, other = case("Brains/a", 0), case("Brains/v", 1, (12, 14, 16))
-    predictor = method.predictor(other, [atlas])
-    corner = (-2, -1, 0)
-    patch = torch.from_numpy(other.image(corner, (14, 15, 16)))[None]
-    # An untrained network moves nothing, so the atlas lies centre on centre.
-    codes = torch.from_numpy(atlas.codes).long()
-    assert torch.equal(predictor(patch, [corner]).argmax(1)[0], codes)
-    assert torch.equal(predictor(patch.flip(2, 4), [corner], (0, 2)).argmax(1)[0], codes.flip(0, 2))
-    with pytest.raises(MethodError, match="needs the atlas"):
-        method.predictor(other, [])
-
-
-@torch.no_grad()
-def test_extras_are_cut_to_the_case_and_say_how_good_the_field_is() -> None:
-    method = tiny_bijros().eval()
-    atlas, other = case("Brains/a", 0), case("Brains/v", 1, (12, 14, 16))
-    found = method.extras(other, [atlas])
-    assert found["registered"].array.shape == (3, 12, 14, 16)  # type: ignore[union-attr]
-    assert found["flow"].array.shape == (3, 12, 14, 16)  # type: ignore[union-attr]
-    assert found["atlas"].array.shape == (1, 12, 14, 16)  # type: ignore[union-attr]
-    assert found["folding_percent"] == 0 and found["lncc_after"] == pytest.approx(
-        found["lncc_before"], abs=1e-3
-    )
-    with pytest.raises(MethodError, match="larger than the patch"):
-        method.extras(case("Brains/w", 1, (20, 16, 16)), [atlas])
-
-
 def test_cross_entropy_teaches_segmentation_and_registration_nothing() -> None:
     gradients = {}
     regions = LabelSpace(names=("whole", "core"), values=((1, 2), (2,)), region_order=(1, 2))
@@ -359,6 +322,26 @@ def test_cross_entropy_teaches_segmentation_and_registration_nothing() -> None:
             gradients[weight] = torch.autograd.grad(loss, parts)
         assert torch.allclose(gradients[0.0][0], gradients[1.0][0], atol=1e-7)
         assert not torch.allclose(gradients[0.0][1], gradients[1.0][1], atol=1e-3)
+
+
+def test_images_drawn_from_labels_are_the_same_for_the_same_seed() -> None:
+    seen = []
+    for seed in (0, 0, 1):
+        method = tiny_bijros(synthetic=1.0)
+        update, at = stepping(method, "encoder"), Progress(phase="encoder", step=0, num_steps=4)
+        update.begin(at, [])
+        torch.manual_seed(seed)
+        seen.append(method.training_step(pair(), update, at)["drawn"])
+    assert seen[0] == seen[1] != seen[2]
+
+
+@torch.no_grad()
+def test_a_drawn_image_shows_the_likeliest_class_of_each_voxel() -> None:
+    pairing = tiny_bijros().pairing
+    target = pairing.members(pair()["label"])
+    soft = 0.6 * target + 0.4 * target.roll(1, dims=1)
+    image, shown = pairing.drawn(soft, channels=2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(shown, target) and image.shape == (1, 2, SIDE, SIDE, SIDE)
 
 
 @pytest.mark.parametrize(("encoder", "side"), [("bijros", 16), ("synthseg", 32)])
