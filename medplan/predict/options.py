@@ -102,14 +102,16 @@ def expect_classes(classes: Sequence[str], dataset: DatasetPlan) -> None:
 
 
 def only(label: LabelMap, classes: Sequence[str], dataset: DatasetPlan) -> LabelMap:
-    """Return the label map (Z, Y, X) with all but the named classes set to background.
+    """Return the label map (Z, Y, X) of the named classes alone; regions hold what lies inside them too.
 
     Raises: UsageError for a class that the dataset does not have.
     """
     if not classes:
         return label
     expect_classes(classes, dataset)
-    names = dataset.labels.names
-    written = dataset.labels.decode(np.arange(len(names) + 1))
-    wanted = [int(value) for value, name in zip(written[1:], names, strict=True) if name in classes]
-    return np.where(np.isin(label, wanted), label, 0).astype(label.dtype)
+    labels, kept = dataset.labels, np.zeros_like(label)
+    written = labels.decode(np.arange(len(labels.names) + 1))[1:]
+    for name, values, value in zip(labels.names, labels.values, written.tolist(), strict=True):
+        if name in classes:
+            kept[np.isin(label, (*values, value))] = value
+    return kept

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from medplan.data.labels import LabelSpace
 from medplan.errors import UsageError
 from medplan.method import Needs
-from medplan.predict.options import Options, choose_dataset
+from medplan.predict.options import Options, choose_dataset, only
 from tests.train.toy import toy_plan
 
 
@@ -51,3 +52,24 @@ def test_that_a_class_can_be_anywhere_is_for_methods_that_are_shown_classes():
     assert "anywhere" not in Options().prompts(Needs(new_classes=True))
     with pytest.raises(UsageError, match="--anywhere"):
         Options(anywhere=True).prompts(Needs())
+
+
+@pytest.mark.parametrize(
+    ("order", "classes", "expected"),
+    [
+        (None, ("core",), [0, 0, 2, 0]),
+        (None, ("rim", "core"), [0, 1, 2, 0]),
+        ((1, 2), ("tumour",), [0, 1, 1, 0]),
+        ((1, 2), ("core",), [0, 0, 2, 0]),
+        ((1, 2), ("tumour", "core"), [0, 1, 2, 0]),
+    ],
+)
+def test_a_region_alone_holds_the_regions_inside_it(order, classes, expected):
+    names, values = (
+        (("tumour", "core"), ((1, 2), (2,))) if order else (("rim", "core", "x"), ((1,), (2,), (3,)))
+    )
+    dataset = replace(
+        toy_plan().datasets[0], labels=LabelSpace(names=names, values=values, region_order=order)
+    )
+    label = np.array([[[0, 1, 2, 0 if order else 3]]], dtype=np.uint8)
+    assert only(label, classes, dataset).ravel().tolist() == expected
