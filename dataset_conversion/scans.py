@@ -4,6 +4,7 @@ Channels and labels are found by their names, and labels are put on the voxel gr
 nobody has to rename files or to write a dataset.json.
 """
 
+import os.path
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +73,8 @@ def convert(source: Path, target: Path) -> None:
         )
     require(source, bool(listing.paths), f"scans ({endings})")
     notes = list(listing.notes)
-    files = [found(path, source) for path in listing.paths]
+    common = Path(os.path.commonpath([path.parent for path in listing.paths]))
+    files = [found(path, source, depth=len(common.relative_to(source).parts)) for path in listing.paths]
     # Of pictures some look like masks; that is asked only where no name says what is one.
     if not (listing.are_pictures and any(file.is_label for file in files)):
         files = _with_labels_by_content(files, source, notes)
@@ -91,7 +93,7 @@ def convert(source: Path, target: Path) -> None:
         made = volume_cases(arrangement, classes, source)
     patients = patients_of(arrangement.cases)
     notes += [*arrangement.notes, *classes.notes, *made.notes]
-    if patients and "patient" not in memory.description:
+    if patients and patients.items() <= {c.id: memory.patient(c.id, patients) for c in made.cases}.items():
         notes.append(
             f"folders like {min(patients.values())} are taken for patients, whose cases are learned from or "
             "validated on together; correct 'patient' in dataset.json if they are not."

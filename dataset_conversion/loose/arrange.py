@@ -63,7 +63,8 @@ def arrange(files: Sequence[Found], source: Path) -> Arrangement:
                 finder.scans[case][0].path.relative_to(source).as_posix() for case in fitting[:2]
             )
             notes.append(
-                f"{place}: it may belong to {some}, so that the label is left out; name it like one."
+                f"{place}: it may belong to {some}, so that the label is left out; name it like one of them, "
+                "or, if they are channels of one case, end their names with _0000 and _0001."
             )
         else:
             given[fitting[0]].append(label)

@@ -49,11 +49,12 @@ def put_together(scans: Sequence[Found], labels: Sequence[Found], source: Path) 
     if any(len(group) > 1 for group in groups.values()) and not _labelled_apart(scans, labels):
         return _joined(list(groups.values()), source)
     common = tuple(word for word in scans[0].channel if word in everywhere)
-    name = shown(common, scans[0])
-    is_numbered = common[:1] != () and common[0][0] == "_"
+    name = "scan" if common[:1] == ("_0000",) else shown(common, scans[0])
+    # Cases keep their ids when further channels join them.
+    is_one_kind = all(set(scan.channel) == everywhere for scan in scans)
     return Together(
-        channels=((common, "scan" if is_numbered else name),),
-        cases=tuple((identifier(scan, whole=not is_numbered), (scan,)) for scan in scans),
+        channels=((common, name),),
+        cases=tuple((identifier(scan, whole=not is_one_kind), (scan,)) for scan in scans),
     )
 
 

@@ -109,8 +109,9 @@ def decoder_of(found: Sequence[Summary], known: Mapping[str, int]) -> Decoder:
     values = frozenset().union(*(each.values for each in found))
     lossy = [each for each in found if not each.values]
     is_coloured = any(each.is_coloured for each in found)
-    # Edges that a picture editor smoothed: a few greys between 0 and 255.
-    smoothed = not is_coloured and values > {0, 255} and all(each.is_two_valued for each in found)
+    # Edges that a picture editor smoothed, or small lossy masks: a few greys beside black and white.
+    smoothed = not is_coloured and len(values) > 2 and max(values) > 255 - EXTREMES
+    smoothed = smoothed and all(each.is_two_valued for each in found)
     if lossy or len(values) > FEW or smoothed:
         odd = next((each for each in found if not each.is_two_valued), None)
         if odd is not None:

@@ -1,6 +1,7 @@
 """What an earlier conversion, or somebody by hand, wrote into dataset.json, and what of it stays."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,8 @@ __all__ = ["KEY", "UNNAMED", "Memory", "remember"]
 KEY = "found_by_name"
 """Of dataset.json: which words of file names became which channel and class."""
 UNNAMED = "label {}"
+AUTOMATIC = re.compile(r"scan|channel \d+")
+"""Names of channels that nobody has given."""
 WRITTEN = frozenset({"name", "channel_names", "labels", "numTraining", "file_ending", "reference", "licence"})
 WRITTEN_AGAIN = WRITTEN | {"notes", "patient", "regions_class_order", KEY}
 
@@ -41,10 +44,11 @@ class Memory:
 
     def channel_names(self, words: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
         """Return what channels are called: as before, also by hand, else as given."""
-        if len(names) == len(self.channels) and (not self.words or len(names) == 1 or len(set(words)) == 1):
-            return self.channels
         before = dict(zip(self.words, self.channels, strict=False))
-        return tuple(before.get(word, name) for word, name in zip(words, names, strict=True))
+        kept = [before.get(word, name) for word, name in zip(words, names, strict=True)]
+        if len(names) == len(self.channels) and (not self.words or len(names) == 1 or len(set(words)) == 1):
+            kept = list(self.channels)
+        return tuple(name if AUTOMATIC.fullmatch(old) else old for old, name in zip(kept, names, strict=True))
 
     def patient(self, case: str, found: Mapping[str, str]) -> str | None:
         """Return the patient of a case: as before, also by hand, else as found."""

@@ -89,14 +89,18 @@ class Found:
         return less(self.stem, self.channel)
 
 
-def found(path: Path, source: Path) -> Found:
-    """Split the name of a file into words: some call it a label or a channel, others are neutral."""
+def found(path: Path, source: Path, *, depth: int = 0) -> Found:
+    """Split the name of a file into words: some call it a label or a channel, others are neutral.
+
+    Args:
+        depth: how many folders are common to all files, which make no labels of them.
+    """
     relative = path.relative_to(source)
     parts = (*relative.parts[:-1], relative.name if path.is_dir() else stem_of(path))
     # Of a folder only a name that says nothing else makes labels of its files: 'Seg study 7/' is a patient.
     words = [_fine(part) for part in parts]
     is_label = bool(LABEL_WORDS & set(words[-1])) or any(
-        set(part) <= LABEL_WORDS for part in words[:-1] if part
+        set(part) <= LABEL_WORDS for part in words[depth:-1] if part
     )
     channel = tuple(dict.fromkeys(word for part in parts for word in _channel_words(part)))
     kept = [tuple(word for _, word in _said(part, channel)) for part in parts]
@@ -116,14 +120,14 @@ def identifier(file: Found, *, whole: bool = True) -> str:
     """Return a case id of letters, digits, ``-`` and ``_``: the path without neutral folders and what folders
     and file name repeat, and, if not `whole`, without the words of the channel.
     """
-    parts = [part for part in file.parts if set(_fine(part)) - NEUTRAL_WORDS]
+    parts = list(file.parts)
     if not whole:
         # _0001 ends the name; other words are cut out wherever they are.
         parts = [part.removesuffix("".join(file.channel)) for part in parts]
         parts = [
             re.sub(r"[^\W_]+", lambda m: "" if m[0].lower() in file.channel else m[0], part) for part in parts
         ]
-    names = [_plain(part).strip("_-") for part in parts]
+    names = [_plain(part).strip("_-") for part in parts if set(_fine(part)) - NEUTRAL_WORDS]
     kept = [
         name
         for number, name in enumerate(names)

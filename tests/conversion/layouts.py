@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conversion import picture_trees, trees
+from tests.conversion import loose_trees, picture_trees, trees
 from tests.conversion.pieces import Tree
 
 LAYOUTS: dict[str, tuple[Callable[[Path], Tree], ...]] = {
@@ -48,7 +48,11 @@ LAYOUTS: dict[str, tuple[Callable[[Path], Tree], ...]] = {
     "ppmi": (trees.freesurfer,),
     "radiology": (picture_trees.radiology,),
     "roco": (picture_trees.roco,),
-    "scans": (trees.scans,),
+    "scans": (
+        trees.scans,
+        loose_trees.channels,
+        loose_trees.pictures,
+    ),
     "scgm": (trees.scgm,),
     "segthor": (trees.segthor,),
     "structseg_head": (trees.structseg_head,),

@@ -331,6 +331,7 @@ def test_labels_are_told_from_scans_by_their_areas(tmp_path: Path) -> None:
         ("images/a.b/Scan 01.nii.gz", True, "a_b_Scan_01"),
         ("image.nii.gz", True, "image"),
         ("t1.nii.gz", False, "t1"),
+        ("Study/CT scans/CT 7.nii.gz", False, "Study_7"),
     ],
 )
 def test_ids_say_the_path_once(path: str, whole: bool, name: str, tmp_path: Path) -> None:
