@@ -8,6 +8,7 @@ from i to i + 1, so that the box [0, 0, width, height] is the whole picture. Pic
 volumes six, or four for every slice.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -51,7 +52,10 @@ def describe(boxes: Boxes, cases: Sequence[str], prompt: str) -> str:
 
 
 def to_prepared(boxes: CaseBoxes, restoration: Restoration) -> CaseBoxes:
-    """Map boxes (n, 6) from the input's grid to the prepared one, cut to it; one turned askew is enclosed."""
+    """Map boxes (n, 6) from the input's grid to the prepared one, cut to it; one turned askew is enclosed.
+
+    Raises: DataError if a box lies outside of the input.
+    """
     if isinstance(boxes, Mapping):
         return {name: _to_prepared(own, restoration) for name, own in boxes.items()}
     return _to_prepared(boxes, restoration)
@@ -60,6 +64,11 @@ def to_prepared(boxes: CaseBoxes, restoration: Restoration) -> CaseBoxes:
 def _to_prepared(boxes: BoxArray, restoration: Restoration) -> BoxArray:
     last = np.array(restoration.native.shape, dtype=np.float64)
     lower, upper = np.clip(boxes[:, :3], 0, last), np.clip(boxes[:, 3:], 0, last)
+    for box in boxes[(lower >= upper).any(1)]:
+        raise DataError(
+            f"the box from {_point(box[:3])} to {_point(box[3:])} (--prompts) lies outside of the image, "
+            f"which ends at {_point(last)} (x, y, z)."
+        )
     corners = []
     for choice in np.ndindex(2, 2, 2):
         edges = np.where(np.array(choice, dtype=bool), upper, lower)
@@ -67,6 +76,10 @@ def _to_prepared(boxes: BoxArray, restoration: Restoration) -> BoxArray:
     moved = np.stack(corners)
     shape = np.array(restoration.shape, dtype=np.float64)
     return np.concatenate([np.clip(moved.min(0), 0, shape), np.clip(moved.max(0), 0, shape)], axis=1)
+
+
+def _point(corner: BoxArray) -> str:
+    return ", ".join(f"{number:g}" for number in reversed(corner) if np.isfinite(number))
 
 
 def _of_case(boxes: object, where: str) -> CaseBoxes:
@@ -80,7 +93,9 @@ def _boxes(boxes: object, where: str) -> BoxArray:
         raise DataError(f"{where}: expected a list of boxes, found {boxes!r}.")
     rows = []
     for box in boxes:
-        numbers = isinstance(box, Sequence) and all(isinstance(value, (int, float)) for value in box)
+        numbers = isinstance(box, Sequence) and all(
+            isinstance(value, (int, float)) and math.isfinite(value) for value in box
+        )
         if not numbers or len(box) not in (4, 6):
             raise DataError(f"{where}: a box is [x0, y0, x1, y1] or [x0, y0, z0, x1, y1, z1], found {box!r}.")
         lower, upper = list(box[: len(box) // 2]), list(box[len(box) // 2 :])

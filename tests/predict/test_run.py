@@ -298,6 +298,12 @@ def test_boxes_reach_the_case_in_voxels_of_its_grid(
         ("{", "not valid JSON"),
         ("[]", "expected"),
         ('{"case1": [[1, 2, 3]]}', r"a box is \[x0, y0, x1, y1\]"),
+        ('{"case1": [[1, 2, NaN, 4]]}', r"a box is \[x0, y0, x1, y1\]"),
+        (
+            '{"case1": [[1, 2, 3, 4], [900, 2, 950, 4]]}',
+            r"from 900, 2 to 950, 4 .* lies outside of the image",
+        ),
+        ('{"case1": [[1, 2, -5, 3, 4, -1]]}', r"from 1, 2, -5 to 3, 4, -1 .* lies outside"),
         ('{"case1": [[5, 5, 5, 9]]}', "is empty"),
         ('{"cas1": []}', r"no case 'cas1' among the inputs \(did you mean 'case1'\?\)"),
     ],
