@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from itertools import takewhile
-from pathlib import Path
 from typing import Any, NoReturn
 
 from medplan import __version__, flags
@@ -81,220 +80,64 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"medplan {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
 
-    def verb(name: str, module: str, summary: str, *groups: Callable[[argparse.ArgumentParser], None]) -> Any:
+    def verb(
+        name: str, module: str, summary: str, *groups: Callable[[argparse.ArgumentParser], None]
+    ) -> None:
         added = verbs.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         for group in (*groups, flags.everywhere):
             group(added)
         added.set_defaults(run_verb=_lazy(module, name))
-        return added
 
-    convert = verb(
-        "convert",
-        "data",
-        "Make a raw dataset of your own scans or of a public data set.",
-        flags.workspace,
-    )
-    convert.add_argument(
-        "name", help="'scans' for a folder of your own, or one of those that 'medplan datasets' lists"
-    )
-    convert.add_argument(
-        "--source", type=Path, required=True, help="folder of the scans or of the data set as published"
-    )
-    convert.add_argument("--target", type=Path, help="raw dataset to write (default raw_data/<name>)")
-
+    verb(
+        "convert", "data", "Make a raw dataset of your own scans or of a public data set.",
+        flags.convert, flags.workspace,
+    )  # fmt: skip
     verb("datasets", "data", "List the converters and the datasets of the workspace.", flags.workspace)
-
-    fingerprint = verb(
-        "fingerprint",
-        "data",
-        "Measure a dataset and check it.",
-        flags.datasets,
-        flags.workers,
-        flags.workspace,
-    )
-    fingerprint.add_argument(
-        "--check", action="store_true", help="report every problem of the files, write nothing"
-    )
-    fingerprint.add_argument(
-        "--repair", type=Path, metavar="FOLDER", help="write a corrected copy of the dataset there"
-    )
-
     verb(
-        "plan",
-        "planning",
-        "Decide everything for one method or for all that fit.",
-        flags.datasets,
-        flags.method,
-        flags.planning,
-    )
+        "fingerprint", "data", "Measure a dataset and check it.",
+        flags.datasets, flags.fingerprint, flags.workers, flags.workspace,
+    )  # fmt: skip
     verb(
-        "preprocess",
-        "planning",
-        "Prepare the cases as the plans say.",
-        flags.datasets,
-        flags.method,
-        flags.workers,
-        flags.workspace,
-    )
+        "plan", "planning", "Decide everything for one method or for all that fit.",
+        flags.datasets, flags.method, flags.planning,
+    )  # fmt: skip
+    verb(
+        "preprocess", "planning", "Prepare the cases as the plans say.",
+        flags.datasets, flags.method, flags.workers, flags.workspace,
+    )  # fmt: skip
     verb(
         "plan_and_preprocess", "planning", "fingerprint, plan and preprocess.",
         flags.datasets, flags.method, flags.planning, flags.workers,
     )  # fmt: skip
     verb("methods", "planning", "List the methods.")
-
-    train = verb(
-        "train", "training", "Train a method.",
-        flags.dataset, flags.workers, flags.device, flags.precision, flags.workspace,
-    )  # fmt: skip
-    train.add_argument("-m", "--method", help="method (default: the recommended one)")
-    train.add_argument(
-        "-f", "--fold", default="0", help="number, or 'all' to learn from every labelled case (default 0)"
-    )
-    train.add_argument("--run", default="default", help="name of this run (default 'default')")
-    train.add_argument(
-        "--minutes", type=float, metavar="N", help="as many iterations as take so long here, timed first"
-    )
-    flags.numbers(train)
-    train.add_argument("--restart", action="store_true", help="begin anew instead of resuming")
-    train.add_argument(
-        "--from", dest="start_from", type=Path, metavar="RUN", help="start from this run's weights"
-    )
-    train.add_argument("--compile", dest="compile_network", action="store_true", help="compile the networks")
-    train.add_argument(
-        "--track",
-        action="append",
-        default=[],
-        choices=["tensorboard", "mlflow", "wandb"],
-        help="also log there",
-    )
-
-    predict = verb("predict", "prediction", "Segment images.", flags.device, flags.precision, flags.workspace)
-    predict.add_argument(
-        "-i", "--input", type=Path, required=True, help="image, folder of images or DICOM folder"
-    )
-    predict.add_argument(
-        "-o", "--output", type=Path, required=True, help="folder for the results, or a file for a single scan"
-    )
-    flags.model(predict)
-    predict.add_argument(
-        "--step", type=float, default=0.5, help="window step as a share of the patch (default 0.5)"
-    )
-    predict.add_argument("--mirror", action="store_true", help="average over mirrored images")
-    predict.add_argument(
-        "--part", type=flags.part, metavar="K/N", help="one of N parts of the cases, for N jobs at once: 1/4"
-    )
-    predict.add_argument("--probabilities", action="store_true", help="also write class probabilities")
-    predict.add_argument("--extras", action="store_true", help="also write flows and the like")
-    predict.add_argument("--separate-tasks", action="store_true", help="also write a mask of each class")
-    predict.add_argument(
-        "--no-postprocessing", dest="postprocessing", action="store_false", help="leave components"
-    )
-    predict.add_argument(
-        "--prompts", type=Path, metavar="JSON", help="boxes per image, for methods that take them"
-    )
-    predict.add_argument(
-        "--prompt-mode",
-        dest="prompt",
-        choices=["auto", "none"],
-        default="auto",
-        help="without a box: find it in a first look, or take the whole image (default auto)",
-    )
-    predict.add_argument(
-        "--output-size",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="of the label maps of pictures (default: each picture's own)",
-    )
-    predict.add_argument(
-        "--support",
-        action="append",
-        default=[],
-        metavar="CASE|IMAGE:LABEL",
-        help="labelled example, a case or two files; repeatable",
-    )
-    predict.add_argument(
-        "--anywhere",
-        action="store_true",
-        help="what the example shows can be anywhere in a scan, as a lesion can",
-    )
-    predict.add_argument(
-        "--tasks", dest="classes", nargs="+", default=[], metavar="CLASS", help="only these classes"
-    )
-    predict.add_argument("--dataset-labels", metavar="NAME", help="whose classes, of several datasets")
-    predict.add_argument("--modality", help="of the images, or 'unknown'; for methods that are told it")
-
-    evaluate = verb(
-        "evaluate", "evaluation", "Compare predictions with references.", flags.workers, flags.workspace
-    )
-    evaluate.add_argument("-i", "--input", type=Path, required=True, help="folder of predictions")
-    evaluate.add_argument("-r", "--reference", type=Path, required=True, help="folder of reference labels")
-    evaluate.add_argument(
-        "-o", "--output", type=Path, help="folder for summary.json and metrics.csv (default input)"
-    )
-    evaluate.add_argument(
-        "-d", "--dataset", help="dataset whose labels apply (default: as the predictions say)"
-    )
-    evaluate.add_argument(
-        "--tolerance-mm", type=float, default=2.0, help="tolerance of the NSD in mm (default 2)"
-    )
-    evaluate.add_argument("--no-surface", dest="surface", action="store_false", help="overlap metrics only")
-    evaluate.add_argument(
-        "--allow-missing", action="store_true", help="references without prediction are left out"
-    )
-
-    report = verb(
-        "report", "evaluation", "Write one HTML page about a run, or about predictions.", flags.workspace
-    )
-    flags.model(report)
-    report.add_argument(
-        "-i",
-        "--input",
-        type=Path,
-        help="folder of predictions, evaluated or not (default: the run's validation)",
-    )
-    report.add_argument("--images", type=Path, help="folder of their images, for the overlays")
-    report.add_argument(
-        "-o", "--output", type=Path, help="file to write (default report.html in the run's folder)"
-    )
-
-    compare = verb("compare", "comparison", "Set the scores of several runs side by side, case by case.")
-    compare.add_argument(
-        "runs",
-        type=Path,
-        nargs="+",
-        metavar="RUN",
-        help="run folder, or folder with a summary.json (ours or nnU-Net's); all are compared with the "
-        "first, and runs that differ in the seed only count as one",
-    )
-    compare.add_argument("-d", "--dataset", help="of runs that were evaluated on several")
-    compare.add_argument("--checkpoint", choices=["best", "last"], default="best", help="default best")
-    compare.add_argument(
-        "-o", "--output", type=Path, metavar="HTML", help="page to write, with every score in a CSV beside it"
-    )
-
-    export = verb("export", "prediction", "Pack a trained model into one zip.", flags.workspace)
-    flags.model(export)
-    export.add_argument("-o", "--output", type=Path, required=True, help="zip file to write")
-
-    install = verb("install", "prediction", "Unpack a model that 'export' packed.", flags.workspace)
-    install.add_argument("archive", type=Path, help="zip file")
-
-    demo = verb("demo", "demo", "Run everything on a small brain dataset.", flags.device)
-    demo.add_argument(
-        "--folder", type=Path, default=Path("medplan_demo"), help="workspace to make (default %(default)s)"
-    )
-    demo.add_argument("-m", "--method", help="method (default: the recommended one)")
-    demo.add_argument(
-        "--iters", type=int, metavar="N", help="training iterations (default: for a few minutes)"
-    )
-
     verb(
-        "info",
-        "info",
-        "Show versions, devices, free memory and disk, and where weights are looked for.",
+        "train", "training", "Train a method.",
+        flags.dataset, flags.train, flags.numbers, flags.workers, flags.device, flags.precision,
         flags.workspace,
-    )
+    )  # fmt: skip
+    verb(
+        "predict", "prediction", "Segment images.",
+        flags.predict, flags.model, flags.device, flags.precision, flags.workspace,
+    )  # fmt: skip
+    verb(
+        "evaluate", "evaluation", "Compare predictions with references.",
+        flags.evaluate, flags.workers, flags.workspace,
+    )  # fmt: skip
+    verb(
+        "report", "evaluation", "Write one HTML page about a run, or about predictions.",
+        flags.report, flags.model, flags.workspace,
+    )  # fmt: skip
+    verb("compare", "comparison", "Set the scores of several runs side by side, case by case.", flags.compare)
+    verb(
+        "export", "prediction", "Pack a trained model into one zip.",
+        flags.export, flags.model, flags.workspace,
+    )  # fmt: skip
+    verb("install", "prediction", "Unpack a model that 'export' packed.", flags.install, flags.workspace)
+    verb("demo", "demo", "Run everything on a small brain dataset.", flags.demo, flags.device)
+    verb(
+        "info", "info", "Show versions, devices, free memory and disk, and where weights are looked for.",
+        flags.workspace,
+    )  # fmt: skip
     return parser
 
 

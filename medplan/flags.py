@@ -1,4 +1,4 @@
-"""Flags that several verbs take, in groups; names of the flags are those of the parameters."""
+"""The flags of the verbs in groups, some of them for several verbs; named as the parameters are."""
 
 import argparse
 from collections.abc import Callable
@@ -10,16 +10,25 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NNUNET",
+    "compare",
+    "convert",
     "dataset",
     "datasets",
+    "demo",
     "device",
+    "evaluate",
     "everywhere",
+    "export",
+    "fingerprint",
+    "install",
     "method",
     "model",
     "numbers",
-    "part",
     "planning",
     "precision",
+    "predict",
+    "report",
+    "train",
     "workers",
     "workspace",
 ]
@@ -179,6 +188,152 @@ def planning(parser: argparse.ArgumentParser) -> None:
     add("--pretrain-on", nargs="+", metavar="DATASET", help="also learn from the images of these")
 
 
+def convert(parser: argparse.ArgumentParser) -> None:
+    """Add what is converted to what."""
+    add = parser.add_argument
+    add("name", help="'scans' for a folder of your own, or one of those that 'medplan datasets' lists")
+    add("--source", type=Path, required=True, help="folder of the scans or of the data set as published")
+    add("--target", type=Path, help="raw dataset to write (default raw_data/<name>)")
+
+
+def fingerprint(parser: argparse.ArgumentParser) -> None:
+    """Add what else than measuring is done with a dataset."""
+    add = parser.add_argument
+    add("--check", action="store_true", help="report every problem of the files, write nothing")
+    add("--repair", type=Path, metavar="FOLDER", help="write a corrected copy of the dataset there")
+
+
+def train(parser: argparse.ArgumentParser) -> None:
+    """Add what training is about, and how it goes."""
+    add = parser.add_argument
+    add("-m", "--method", help="method (default: the recommended one)")
+    add("-f", "--fold", default="0", help="number, or 'all' to learn from every labelled case (default 0)")
+    add("--run", default="default", help="name of this run (default 'default')")
+    add("--minutes", type=float, metavar="N", help="as many iterations as take so long here, timed first")
+    add("--restart", action="store_true", help="begin anew instead of resuming")
+    add("--from", dest="start_from", type=Path, metavar="RUN", help="start from this run's weights")
+    add("--compile", dest="compile_network", action="store_true", help="compile the networks")
+    add(
+        "--track",
+        action="append",
+        default=[],
+        choices=["tensorboard", "mlflow", "wandb"],
+        help="also log there",
+    )
+
+
+def predict(parser: argparse.ArgumentParser) -> None:
+    """Add images and results, and the fields of `Options`."""
+    add = parser.add_argument
+    add("-i", "--input", type=Path, required=True, help="image, folder of images or DICOM folder")
+    add(
+        "-o", "--output", type=Path, required=True, help="folder for the results, or a file for a single scan"
+    )
+    add("--step", type=float, default=0.5, help="window step as a share of the patch (default 0.5)")
+    add("--mirror", action="store_true", help="average over mirrored images")
+    add("--part", type=_part, metavar="K/N", help="one of N parts of the cases, for N jobs at once: 1/4")
+    add("--probabilities", action="store_true", help="also write class probabilities")
+    add("--extras", action="store_true", help="also write flows and the like")
+    add("--separate-tasks", action="store_true", help="also write a mask of each class")
+    add("--no-postprocessing", dest="postprocessing", action="store_false", help="leave components")
+    add("--prompts", type=Path, metavar="JSON", help="boxes per image, for methods that take them")
+    add(
+        "--prompt-mode",
+        dest="prompt",
+        choices=["auto", "none"],
+        default="auto",
+        help="without a box: find it in a first look, or take the whole image (default auto)",
+    )
+    add(
+        "--output-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the label maps of pictures (default: each picture's own)",
+    )
+    add(
+        "--support",
+        action="append",
+        default=[],
+        metavar="CASE|IMAGE:LABEL",
+        help="labelled example, a case or two files; repeatable",
+    )
+    add(
+        "--anywhere",
+        action="store_true",
+        help="what the example shows can be anywhere in a scan, as a lesion can",
+    )
+    add("--tasks", dest="classes", nargs="+", default=[], metavar="CLASS", help="only these classes")
+    add("--dataset-labels", metavar="NAME", help="whose classes, of several datasets")
+    add("--modality", help="of the images, or 'unknown'; for methods that are told it")
+
+
+def evaluate(parser: argparse.ArgumentParser) -> None:
+    """Add what is compared, and how."""
+    add = parser.add_argument
+    add("-i", "--input", type=Path, required=True, help="folder of predictions")
+    add("-r", "--reference", type=Path, required=True, help="folder of reference labels")
+    add("-o", "--output", type=Path, help="folder for summary.json and metrics.csv (default input)")
+    add("-d", "--dataset", help="dataset whose labels apply (default: as the predictions say)")
+    add("--tolerance-mm", type=float, default=2.0, help="tolerance of the NSD in mm (default 2)")
+    add("--no-surface", dest="surface", action="store_false", help="overlap metrics only")
+    add("--allow-missing", action="store_true", help="references without prediction are left out")
+
+
+def report(parser: argparse.ArgumentParser) -> None:
+    """Add what is shown besides a run, and where."""
+    add = parser.add_argument
+    add(
+        "-i",
+        "--input",
+        type=Path,
+        help="folder of predictions, evaluated or not (default: the run's validation)",
+    )
+    add("--images", type=Path, help="folder of their images, for the overlays")
+    add("-o", "--output", type=Path, help="file to write (default report.html in the run's folder)")
+
+
+def compare(parser: argparse.ArgumentParser) -> None:
+    """Add the runs that are compared."""
+    add = parser.add_argument
+    add(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="run folder, or folder with a summary.json (ours or nnU-Net's); all are compared with the "
+        "first, and runs that differ in the seed only count as one",
+    )
+    add("-d", "--dataset", help="of runs that were evaluated on several")
+    add("--checkpoint", choices=["best", "last"], default="best", help="default best")
+    add(
+        "-o", "--output", type=Path, metavar="HTML", help="page to write, with every score in a CSV beside it"
+    )
+
+
+def export(parser: argparse.ArgumentParser) -> None:
+    """Add the archive to write."""
+    parser.add_argument("-o", "--output", type=Path, required=True, help="zip file to write")
+
+
+def install(parser: argparse.ArgumentParser) -> None:
+    """Add the archive to read."""
+    parser.add_argument("archive", type=Path, help="zip file")
+
+
+def demo(parser: argparse.ArgumentParser) -> None:
+    """Add where the demonstration takes place, and how long it takes."""
+    add = parser.add_argument
+    add("--folder", type=Path, default=Path("medplan_demo"), help="workspace to make (default %(default)s)")
+    add("-m", "--method", help="method (default: the recommended one)")
+    add(
+        "--iters",
+        type=_whole_number(0),
+        metavar="N",
+        help="training iterations (default: for a few minutes)",
+    )
+
+
 def _plan_of(run: str) -> "Plan":
     from medplan.commands.trained import read_plan
 
@@ -196,7 +351,7 @@ def _whole_number(least: int) -> Callable[[str], int]:
     return read
 
 
-def part(text: str) -> tuple[int, int]:
+def _part(text: str) -> tuple[int, int]:
     """Read which of how many parts, ``1/4`` to ``4/4``."""
     number, _, count = text.partition("/")
     if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
