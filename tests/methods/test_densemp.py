@@ -215,12 +215,12 @@ def test_an_episode_whose_example_was_moved_away_does_not_count():
 def test_weights_of_each_phase_start_another_run(tmp_path):
     run(planned(), tmp_path)
     for name in ("contrastive.pt", "superpixel.pt", "last.pt"):
-        state = checkpoint.load(tmp_path / name)
+        weights = checkpoint.load_published(tmp_path / name)
         method = build(planned())
-        method.load_encoder(state)
+        method.load_encoder(weights)
         saved = {
-            key.removeprefix("encoder."): v
-            for key, v in state["weights"].items()
+            key.removeprefix("encoder."): value
+            for key, value in weights.items()
             if key.startswith("encoder.")
         }
         own = method.encoder.state_dict()
