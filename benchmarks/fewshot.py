@@ -60,7 +60,7 @@ def main() -> None:
     if not options.random:
         checkpoint.restore(method, state["weights"], where=str(options.weights))
     if options.encoder is not None:
-        method.load_encoder(checkpoint.load(options.encoder))
+        method.load_encoder(checkpoint.load_published(options.encoder))
     method.to(options.device).eval()
     space = Workspace.open(options.workspace)
     store = CaseStore(folders_of(space, plan), plan, options.fold)
