@@ -54,14 +54,22 @@ class Workspace:
     def raw_folder(self, name: str) -> Path:
         """Find a raw dataset by name, ``Dataset027_ACDC``, ``27`` or ``ACDC``; falls back to $nnUNet_raw.
 
-        Raises: UsageError listing where was searched and the nearest known name.
+        Raises: UsageError listing where was searched and the nearest known name, or naming another dataset
+            of the same short name.
         """
         known: dict[str, Path] = {}
         for folder in self.raw_folders():
             for alias in _aliases(folder.name):
                 known.setdefault(alias.lower(), folder)
         if name.lower() in known:
-            return known[name.lower()]
+            found = known[name.lower()]
+            short = _aliases(found.name)[-1]
+            if known[short.lower()] != found:
+                raise UsageError(
+                    f"Plans and results of {found} would be filed as '{short}', as those of "
+                    f"{known[short.lower()]} are; rename or move one of the two."
+                )
+            return found
         names = sorted({folder.name for folder in known.values()})
         listed = f"It has: {', '.join(names)}" if names else "There are no datasets in it yet"
         searched = " or ".join(map(str, self._raw_roots()))

@@ -49,6 +49,13 @@ def test_datasets_of_nnunet_are_found_after_our_own(
     assert space.raw_folder("1") == tmp_path / "other" / "Dataset001_Heart"
 
 
+def test_two_datasets_of_one_short_name_are_not_mixed_up(space: Workspace) -> None:
+    (space.raw_data / "Task27_ACDC").mkdir()
+    assert space.raw_folder("ACDC") == space.raw_folder("27") == space.raw_data / "Dataset027_ACDC"
+    with pytest.raises(UsageError, match="filed as 'ACDC'"):
+        space.raw_folder("Task27_ACDC")
+
+
 def test_the_environment_names_the_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDPLAN_WORKSPACE", str(tmp_path))
     assert Workspace.open().root == tmp_path.resolve()
