@@ -69,7 +69,7 @@ def convert(source: Path, target: Path) -> None:
     endings = f"{', '.join(VOLUME_ENDINGS)}, DICOM folders, or {', '.join(PICTURE_ENDINGS)}"
     if not listing.paths and listing.notes:
         raise DataError(
-            f"{source}: there are no scans that can be read ({endings}): {' '.join(listing.notes)}"
+            f"{source}: there are no scans that can be read ({endings}): {' '.join(listing.notes[:2])}"
         )
     require(source, bool(listing.paths), f"scans ({endings})")
     notes = list(listing.notes)

@@ -91,28 +91,23 @@ def _joined(groups: Sequence[Group], source: Path) -> Together:
     together = {channel for group in groups if len(group) > 1 for channel in group}
     candidates = [group for group in groups if together & group.keys()]
     counts = Counter(channel for group in candidates for channel in group)
-    wanted = tuple(sorted((c for c, count in counts.items() if 2 * count >= len(candidates)), key=_order))
-    complete = [group for group in candidates if all(channel in group for channel in wanted)]
+    wanted = sorted((each for each, count in counts.items() if 2 * count >= len(candidates)), key=_order)
+    complete = [group for group in candidates if set(wanted) <= group.keys()]
     if 2 * len(complete) < len(candidates):
         raise DataError(
             f"{source}: the cases differ in their channels: {_combinations(candidates)}; move away what "
             "should not count, or give files of the same kind the same word (T1, CT, _0000)."
         )
-    cases = []
-    for group in complete:
-        for channel in wanted:
-            if len(group[channel]) > 1:
-                first, second = (_place(scan, source) for scan in group[channel][:2])
-                raise DataError(
-                    f"{source}: two scans would both be {shown(channel, group[channel][0])} of one case: "
-                    f"{first} and {second}; move one of them away."
-                )
-        scans = tuple(group[channel][0] for channel in wanted)
-        cases.append((identifier(scans[0], whole=False), scans))
+    names = _names(wanted, complete)
+    cases = [
+        tuple(_only(group[channel], name, source) for channel, name in zip(wanted, names, strict=True))
+        for group in complete
+    ]
+    incomplete = [group for group in candidates if not set(wanted) <= group.keys()]
+    missing = [", no ".join(_names(set(wanted) - group.keys(), complete)) for group in incomplete]
     lacking = [
-        f"{identifier(_first(group), whole=False)} (no {', no '.join(_names(missing, complete))})"
-        for group in candidates
-        if (missing := set(wanted) - group.keys())
+        f"{identifier(_first(group), whole=False)} (no {names})"
+        for group, names in zip(incomplete, missing, strict=True)
     ]
     surplus = [
         _place(scan, source)
@@ -121,22 +116,28 @@ def _joined(groups: Sequence[Group], source: Path) -> Together:
         for scan in found
         if not together & group.keys() or (set(wanted) <= group.keys() and channel not in wanted)
     ]
-    names = _names(wanted, complete)
     notes = []
     if lacking:
         notes.append(f"{len(lacking)} case(s) lack a channel and are left out: {_some(lacking)}.")
     if surplus:
-        notes.append(
-            f"{len(surplus)} scan(s) are none of the channels {', '.join(names)} and are left out: "
-            f"{_some(surplus)}."
-        )
-    incomplete = [group for group in candidates if not set(wanted) <= group.keys()]
+        what = f"are none of the channels {', '.join(names)} and are left out"
+        notes.append(f"{len(surplus)} scan(s) {what}: {_some(surplus)}.")
     return Together(
         channels=tuple(zip(wanted, names, strict=True)),
-        cases=tuple(cases),
+        cases=tuple((identifier(scans[0], whole=False), scans) for scans in cases),
         left_out=tuple(scan for group in incomplete for found in group.values() for scan in found),
         notes=tuple(notes),
     )
+
+
+def _only(scans: Sequence[Found], name: str, source: Path) -> Found:
+    if len(scans) > 1:
+        first, second = (_place(scan, source) for scan in scans[:2])
+        raise DataError(
+            f"{source}: two scans would both be {name} of one case: {first} and {second}; move one of them "
+            "away."
+        )
+    return scans[0]
 
 
 def _order(channel: Words) -> tuple[tuple[int, str], ...]:

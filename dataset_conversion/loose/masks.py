@@ -17,6 +17,8 @@ FEW = 40
 EXTREMES = 32
 SHARE_OF_EXTREMES = 0.97
 """Of the pixels of a two-valued mask so many lie within `EXTREMES` of 0 or 255, however it was compressed."""
+WHITES = {0: 0, 1: 1, 255: 1}
+"""Masks of 0 and 255, of 0 and 1, and of both kinds in one folder."""
 COLOURS = {
     0x000000: "black",
     0xFFFFFF: "white",
@@ -110,7 +112,7 @@ def decoder_of(found: Sequence[Summary], known: Mapping[str, int]) -> Decoder:
     lossy = [each for each in found if not each.values]
     is_coloured = any(each.is_coloured for each in found)
     # Edges that a picture editor smoothed, or small lossy masks: a few greys beside black and white.
-    smoothed = not is_coloured and len(values) > 2 and max(values) > 255 - EXTREMES
+    smoothed = not is_coloured and not values <= WHITES.keys() and max(values, default=0) > 255 - EXTREMES
     smoothed = smoothed and all(each.is_two_valued for each in found)
     if lossy or len(values) > FEW or smoothed:
         odd = next((each for each in found if not each.is_two_valued), None)
@@ -121,7 +123,7 @@ def decoder_of(found: Sequence[Summary], known: Mapping[str, int]) -> Decoder:
             )
         return Decoder(threshold=127, table={}, names={})
     if not is_coloured:
-        table = {0: 0, 255: 1} if values <= {0, 255} else {value: value for value in values}
+        table = WHITES if values <= WHITES.keys() else {value: value for value in values}
         return Decoder(threshold=None, table=table, names={})
     colours = sorted({v if each.is_coloured else v * 0x010101 for each in found for v in each.values} - {0})
     table, names = {0: 0}, dict[int, str]()

@@ -40,6 +40,8 @@ CHANNELS = tuple(
     )
 )
 """Words that say how a scan was taken, in the order in which channels are numbered."""
+ONLY_LAST = frozenset({"pt", "pd", "us", "hu"})
+"""Of these words that may also stand for a patient, a disease or a place, where they do not end a name."""
 SHOWN = {"ctres": "CT", "pt": "PET"}
 FURTHER = frozenset(
     "pre post gd ce contrast native tra sag cor ax axial sagittal coronal fs arterial art venous portal "
@@ -128,12 +130,14 @@ def identifier(file: Found, *, whole: bool = True) -> str:
             re.sub(r"[^\W_]+", lambda m: "" if m[0].lower() in file.channel else m[0], part) for part in parts
         ]
     names = [_plain(part).strip("_-") for part in parts if set(_fine(part)) - NEUTRAL_WORDS]
-    kept = [
-        name
-        for number, name in enumerate(names)
-        if name and not any(re.search(rf"(?i)(^|[-_]){name}([-_]|$)", later) for later in names[number + 1 :])
-    ]
+    kept = [name for n, name in enumerate(names) if name and not _repeated(name, names[n + 1 :])]
     return "_".join(kept) or path_identifier(file)
+
+
+def _repeated(name: str, following: Sequence[str]) -> bool:
+    """Whether the name of a folder begins a later one, or is a part of it that is no mere number."""
+    start = r"(^|[-_])" if re.search("[A-Za-z]", name) and len(name) > 3 else "^"
+    return any(re.search(rf"(?i){start}{name}([-_]|$)", later) for later in following)
 
 
 def path_identifier(file: Found) -> str:
@@ -188,7 +192,10 @@ def _fine(text: str) -> list[str]:
 
 def _channel_words(part: str) -> list[str]:
     words = re.findall(r"[^\W_]+", part.lower())
-    return [w for w in words if w in CHANNELS or w in FURTHER] if set(words) & set(CHANNELS) else []
+    words = [word for word in words[:-1] if word not in ONLY_LAST] + words[-1:]
+    return (
+        [word for word in words if word in CHANNELS or word in FURTHER] if set(words) & set(CHANNELS) else []
+    )
 
 
 def _said(part: str, channel: Sequence[str]) -> list[Word]:

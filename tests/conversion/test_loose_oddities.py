@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+from PIL import Image
 
 from dataset_conversion.loose.looks import looks_like_labels
 from dataset_conversion.loose.names import found, identifier
@@ -235,6 +236,16 @@ def test_colours_keep_their_numbers_when_one_joins(tmp_path: Path) -> None:
     assert described(target)["labels"] == {"background": 0, "red": 1, "blue": 2}
 
 
+def test_masks_of_0_and_1_and_of_0_and_255_are_the_same(tmp_path: Path) -> None:
+    for name, white in (("a", 1), ("b", 255)):
+        picture(tmp_path / "in" / f"{name}.png", scan(1, shape=(20, 20)).astype("uint8"))
+        picture(tmp_path / "in" / f"{name}_mask.png", white * box(4, 4, shape=(20, 20)))
+    convert(tmp_path / "in", tmp_path / "out")
+    for name in ("a", "b"):
+        with Image.open(tmp_path / "out" / "labelsTr" / f"{name}.png") as label:
+            np.testing.assert_array_equal(np.asarray(label), box(4, 4, shape=(20, 20)))
+
+
 def test_the_names_of_a_dataset_that_needed_no_conversion_are_taken(tmp_path: Path) -> None:
     nifti(tmp_path / "in" / "imagesTr" / "a_0000.nii.gz", scan(0), AFFINE)
     nifti(tmp_path / "in" / "labelsTr" / "a.nii.gz", blobs(0, [1, 2]), AFFINE)
@@ -331,6 +342,9 @@ def test_labels_are_told_from_scans_by_their_areas(tmp_path: Path) -> None:
         ("images/a.b/Scan 01.nii.gz", True, "a_b_Scan_01"),
         ("image.nii.gz", True, "image"),
         ("t1.nii.gz", False, "t1"),
+        ("1/scan_1.nii.gz", True, "1_scan_1"),
+        ("sub-01/ses-0002/sub-01_ses-0002_T1w.nii.gz", False, "sub-01_ses-0002"),
+        ("pt_7/PD_7_ct.nii.gz", False, "pt_7_PD_7"),
         ("Study/CT scans/CT 7.nii.gz", False, "Study_7"),
     ],
 )
