@@ -95,9 +95,6 @@ FROM_SCRATCH: Mapping[str, Any] = {
 }
 """For a U-Net, which must first learn what pretrained encoders know."""
 
-PRETRAINED = {"dims": "the pretrained encoder sees slices", "batch_size": "8 of each kind, as released"}
-"""Reasons."""
-
 MATCH_ACROSS_DOMAINS = 0.8
 """Measured: necessary from CT to MR, and worth nothing among scans of one kind."""
 
@@ -219,7 +216,7 @@ class SDMessenger(Method):
             fits=True,
             score=70 if situation.num_labelled <= max(situation.num_unlabelled, 1) else 50,
             reason=f"it learns from {what} together",
-            dims=2 if weights else None,
+            dims=2 if weights or situation.encoder in SIZES else None,
             encoder=size_of(weights) if weights else "unet",
             batch_size=8 if weights else None,
             lr=1e-3,
@@ -227,7 +224,8 @@ class SDMessenger(Method):
             config={} if weights else {**FROM_SCRATCH, "match": match},
             reasons={
                 "encoder": f"{'' if weights else 'no '}pretrained weights are given",
-                **(PRETRAINED if weights else {}),
+                "dims": "a Mix Transformer sees slices",
+                "batch_size": "8 of each kind, as released",
             },
         )
 

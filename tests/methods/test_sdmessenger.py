@@ -225,6 +225,8 @@ def test_it_is_proposed_where_labels_are_fewer_than_images_or_domains_are_severa
     assert SDMessenger.propose(situation).encoder == "unet"
     with_weights = SDMessenger.propose(replace(situation, encoder_weights="mit_b2.pth"))
     assert (with_weights.encoder, with_weights.batch_size) == ("mit_b2", 8)
+    wished = SDMessenger.propose(replace(situation, encoder="mit_b0"))
+    assert (wished.dims, SDMessenger.propose(situation).dims) == (2, None)
     assert SDMessenger.propose(replace(situation, num_unlabelled=0, domains=("CT", "MR"))).fits
     across = SDMessenger.propose(replace(situation, domains=("CT", "MR")))
     assert across.config["match"] > 0 == SDMessenger.propose(situation).config["match"]
