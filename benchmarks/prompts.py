@@ -26,9 +26,10 @@ import numpy as np
 import numpy.typing as npt
 from measurement import write_record
 
-from medplan.data.dataset import RawCase, open_dataset
+from medplan.data.dataset import open_dataset
 from medplan.data.images import read_image, read_label
 from medplan.data.labels import LabelSpace
+from medplan.data.rawcase import RawCase
 from medplan.evaluate.metrics import score_case
 from medplan.predict.model import Model, Options
 from medplan.workspace import Workspace

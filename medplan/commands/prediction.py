@@ -34,7 +34,8 @@ def predict(
     workspace: Path | None,
 ) -> None:
     """Segment images."""
-    from medplan.data.images import ending_of, label_file
+    from medplan.data.formats import ending_of
+    from medplan.data.images import label_file
     from medplan.data.inputs import find_inputs
     from medplan.predict.model import Model
     from medplan.predict.run import predict as run_prediction

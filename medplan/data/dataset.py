@@ -17,12 +17,11 @@ from typing import Any
 from medplan.data.description import Description, read_description
 from medplan.data.folds_file import FOLDS_FILE, read_folds
 from medplan.data.formats import IMAGE_ENDINGS, PICTURE_ENDINGS, ending_of, stem_of
-from medplan.data.inputs import find_inputs
 from medplan.data.labels import LabelSpace
 from medplan.data.rawcase import RawCase
 from medplan.errors import DataError, did_you_mean
 
-__all__ = ["Dataset", "RawCase", "find_inputs", "open_dataset"]
+__all__ = ["Dataset", "open_dataset"]
 
 UNLABELLED_FOLDERS = ("imagesUnlabeled", "imagesUnlabelled", "imagesUn")
 

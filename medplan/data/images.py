@@ -23,13 +23,9 @@ from medplan.data.geometry import Geometry
 from medplan.errors import DataError
 
 __all__ = [
-    "IMAGE_ENDINGS",
-    "PICTURE_ENDINGS",
-    "VOLUME_ENDINGS",
     "Geometry",
     "Image",
     "as_label",
-    "ending_of",
     "fit_channels",
     "label_file",
     "read_geometry",

@@ -18,14 +18,14 @@ from medplan.data.rawcase import RawCase
 from medplan.errors import DataError
 from medplan.machine import cores
 from medplan.plan.cache import Cache
-from medplan.plan.facts import CaseFacts, ClassFacts, Measured, measure
+from medplan.plan.facts import CaseFacts, Measured, measure
 from medplan.plan.likeness import likeness
 from medplan.plan.modality import Source, mismatch, modalities
 from medplan.plan.schema import Modality
 from medplan.plan.statistics import Intensity, merge
 from medplan.progress import track
 
-__all__ = ["CaseFacts", "ClassFacts", "Fingerprint", "Intensity", "extract"]
+__all__ = ["Fingerprint", "extract"]
 
 MAX_SHOWN = 10
 ODD_SPACING = 3.0

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from medplan.plan.fingerprint import Fingerprint
     from medplan.plan.memory import Footprint
 
-__all__ = ["Overrides", "decide", "make_plan", "situation"]
+__all__ = ["decide", "make_plan", "situation"]
 
 SQUEEZED_SIDE = 128
 

@@ -12,7 +12,8 @@ from typing import Literal, TypeVar
 
 from medplan.data.geometry import slice_axis
 from medplan.data.labels import LabelSpace
-from medplan.plan.fingerprint import CaseFacts, Fingerprint
+from medplan.plan.facts import CaseFacts
+from medplan.plan.fingerprint import Fingerprint
 from medplan.plan.folds import Entry
 from medplan.plan.grids import diameter_mm
 from medplan.plan.schema import Grid

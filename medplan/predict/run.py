@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from medplan.data.dataset import RawCase, find_inputs
 from medplan.data.description import labels_entry
-from medplan.data.images import ending_of, label_file, read_image, read_label, write_label
+from medplan.data.formats import ending_of
+from medplan.data.images import label_file, read_image, read_label, write_label
+from medplan.data.inputs import find_inputs
+from medplan.data.rawcase import RawCase
 from medplan.errors import DataError, MedplanError, PlanError, UsageError, did_you_mean
 from medplan.machine import tune_allocator
 from medplan.method import Method

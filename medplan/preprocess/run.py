@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
-from medplan.data.dataset import Dataset, RawCase
+from medplan.data.dataset import Dataset
 from medplan.data.images import read_image, read_label
-from medplan.data.rawcase import files_of
+from medplan.data.rawcase import RawCase, files_of
 from medplan.errors import DataError, MedplanError
 from medplan.locks import try_lock
 from medplan.plan.schema import DatasetPlan, Grid

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from medplan.data.dataset import find_inputs
 from medplan.data.images import read_image
+from medplan.data.inputs import find_inputs
 from medplan.errors import DataError
 from tests.data.test_dataset import touch
 from tests.data.test_dicom import write_series
