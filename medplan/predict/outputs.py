@@ -5,7 +5,7 @@ from pathlib import Path
 
 from medplan.records import read_json
 
-__all__ = ["Output", "output_path", "read_outputs"]
+__all__ = ["NOTES", "Output", "output_path", "read_outputs"]
 
 NOTES = ".medplan"
 

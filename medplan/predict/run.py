@@ -27,7 +27,7 @@ from medplan.method import Method
 from medplan.predict.extras import write_extras
 from medplan.predict.model import Model, Options, Prepared
 from medplan.predict.options import expect_classes
-from medplan.predict.outputs import Output, output_path
+from medplan.predict.outputs import NOTES, Output, output_path
 from medplan.predict.prompts import Boxes, describe, read_boxes
 from medplan.predict.separate import write_masks
 from medplan.progress import track
@@ -90,7 +90,11 @@ def predict(
     for case in cases:
         if job.path(case).resolve() in sources:
             raise UsageError(f"-o {output}: the label map of '{case.id}' would overwrite its image there.")
-    output.mkdir(parents=True, exist_ok=True)
+    if (output / "dataset.json").exists() and not (output / NOTES).is_dir():
+        raise UsageError(
+            f"-o {output}: the dataset.json of other data there would be lost; name another folder."
+        )
+    (output / NOTES).mkdir(parents=True, exist_ok=True)
     _remove_leftovers(output, cases)
     used = describe(boxes, [case.id for case in cases], options.prompt) if model.takes_prompts else None
     _describe(model, output, used)
@@ -180,14 +184,12 @@ class _Job:
             self.model.runtime.precision,
             encode(self.options),
             encode(self.model.postprocessing) if self.options.postprocessing else None,
-        ]
-        facts += [
             self.probabilities,
             self.extras,
             self.separate_tasks,
             given and {name: box.tolist() for name, box in given.items()},
+            _sha256(case.images),
         ]
-        facts.append(_sha256(case.images))
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def _keep_changed(self, case: RawCase) -> None:

@@ -186,6 +186,16 @@ def test_an_image_is_never_overwritten(model: Model, tmp_path: Path) -> None:
     assert contents(tmp_path / "in") == {"scan.nii.gz": before}
 
 
+def test_the_description_of_other_data_is_never_overwritten(
+    model: Model, inputs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "dataset.json").write_text("precious")
+    with pytest.raises(UsageError, match="would be lost"):
+        predict(inputs, tmp_path / "raw", model)
+    assert (tmp_path / "raw" / "dataset.json").read_text() == "precious"
+
+
 def test_probabilities_are_written_beside_the_labels(model: Model, inputs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (path, *_) = predict(inputs, out, model, probabilities=True)
