@@ -63,10 +63,10 @@ def predict(
         )
     folds = ", ".join(str(fold) for fold in loaded.folds)
     print(f"Model: {source} (fold{'s'[: len(loaded.folds) > 1]} {folds}, {trained.checkpoint})", flush=True)
+    cases = find_inputs(input, len(loaded.dataset.channels), loaded.dataset.file_ending)
     if ending_of(output) and not output.is_dir():
         if probabilities or extras or separate_tasks or part or prompts is not None:
             raise UsageError(f"-o {output} names one file; these flags need a folder for their files.")
-        cases = find_inputs(input, len(loaded.dataset.channels), loaded.dataset.file_ending)
         if len(cases) > 1:
             raise UsageError(
                 f"-o {output} names one file, but {input} holds {len(cases)} scans; name a folder."
@@ -78,7 +78,6 @@ def predict(
         loaded.predict_file(cases[0].images, output=written, options=options)
         print(f"Prediction: {written}")
         return
-    cases = find_inputs(input, len(loaded.dataset.channels), loaded.dataset.file_ending)
     if part is not None:
         number, count = part
         cases = cases[number - 1 :: count]
