@@ -114,6 +114,6 @@ def hypergradient_factor(upper: Sequence[Tensor], lower: Sequence[Tensor], *, li
     Source: Bi-JROS, Fan et al., CVPR 2024, from the official code. Differs: 1e-12 in the denominator, and a
         limit.
     """
-    across = torch.stack([(a * b).sum() for a, b in zip(upper, lower, strict=True)]).sum()
-    length = torch.stack([b.square().sum() for b in lower]).sum()
+    upper_P, lower_P = (torch.cat([each.flatten() for each in found]) for found in (upper, lower))
+    across, length = (upper_P * lower_P).sum(), lower_P.square().sum()
     return (-across / (length + 1e-12)).clamp(-limit, limit)

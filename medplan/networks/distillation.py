@@ -114,12 +114,11 @@ def exchange(general: nn.Module, medical: nn.Module, *, keep: float) -> Tensor:
     Returns: the distance of the weights before.
     Source: arXiv:2504.20501, keep = 0.99.
     """
-    distance = []
-    pairs = zip(general.state_dict().values(), medical.state_dict().values(), strict=True)
-    for one, other in pairs:
-        if not one.is_floating_point():
-            continue
-        distance.append((one - other).square().sum())
-        one.lerp_(other, 1 - keep)
-        other.lerp_(one, 1 - keep)
-    return torch.stack(distance).sum().sqrt()
+    ones, others = (
+        [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+        for network in (general, medical)
+    )
+    distance = nn.utils.get_total_norm(torch._foreach_sub(ones, others))
+    torch._foreach_lerp_(ones, others, 1 - keep)
+    torch._foreach_lerp_(others, ones, 1 - keep)
+    return distance
