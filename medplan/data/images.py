@@ -343,10 +343,10 @@ def fit_channels(array: Array, channels: int, path: Path) -> Array:
             return array[:1]
         if channels == 3 and len(array) == 1:
             return np.repeat(array, 3, axis=0)
+    what = "colours of a picture" if _is_picture(path) else "frames of a 4-D file"
     raise DataError(
-        f"{path}: expected {channels} channel{'s' * (channels != 1)}, found {len(array)} (frames of a 4-D "
-        "file count as channels); export the wanted ones, or declare them all under 'channel_names' in "
-        "dataset.json."
+        f"{path}: expected {channels} channel{'s' * (channels != 1)}, found {len(array)} ({what} count as "
+        "channels); export the wanted ones, or declare them all under 'channel_names' in dataset.json."
     )
 
 

@@ -12,6 +12,8 @@ from medplan.errors import DataError
 
 __all__ = ["find_inputs"]
 
+LABEL_OF = re.compile(r"(.+)[ ._-](?:seg|segmentation|label|labels|mask|gt|roi|annotation)", re.IGNORECASE)
+
 logger = logging.getLogger(__name__)
 
 
@@ -63,7 +65,7 @@ def find_inputs(path: Path, channels: int, file_ending: str | None = None) -> tu
                 left,
                 min(other.name for other in kinds[left]),
             )
-        cases = _grouped(kinds[taken] or kinds[left], channels, path)
+        cases = _grouped(_without_labels(kinds[taken] or kinds[left], channels, path), channels, path)
         _warn_of_channels(cases, channels)
         return cases
     if dicom.is_series_folder(path):
@@ -78,6 +80,18 @@ def find_inputs(path: Path, channels: int, file_ending: str | None = None) -> tu
             "series, or folders with one DICOM series each."
         )
     return _grouped(folders, channels, path)
+
+
+def _without_labels(files: Sequence[Path], channels: int, where: Path) -> list[Path]:
+    """Leave out label files that lie beside their scans (``CASE_seg``), and say so."""
+    cases = {_split(file, channels)[0] for file in files}
+    labels = [file for file in files if (named := LABEL_OF.fullmatch(stem_of(file))) and named[1] in cases]
+    if labels:
+        first = min(label.name for label in labels)
+        logger.warning(
+            "%s: label files beside their scans are left out: %d, such as %s.", where, len(labels), first
+        )
+    return [file for file in files if file not in labels]
 
 
 def _warn_of_channels(cases: Sequence[RawCase], channels: int) -> None:

@@ -204,7 +204,8 @@ def _training(log: Path) -> str:
     more += "".join(chart(OTHERS.get(key, key), {key: one}) for key, one in training.of_kind("other").items())
     more = f'<div class="panel"><div class="two">{more}</div></div>' if more else ""
     body = f'<div class="panel"><div class="two">{drawn}</div></div>' if drawn else ""
-    hint = f"Of {log.parent.name}, over optimiser steps; thin lines are the logged values, thick ones their running mean."
+    hint = "over optimiser steps; thin lines are the logged values, thick ones their running mean."
+    hint = f"Of {log.parent.name}, {hint}"
     return section("Training", body + details("Learning rate and other logged numbers", more), hint=hint)
 
 

@@ -105,13 +105,17 @@ def predict(
             written.append(result)
             continue
         failures[case.id] = str(result)
-        logger.error("%s: not predicted. %s", case.id, result)
+        if len(cases) > 1:
+            logger.error("%s: not predicted. %s", case.id, result)
+    if failures and len(cases) == 1:
+        raise DataError(failures[cases[0].id])
     if failures:
         first = next(iter(failures))
         named = ", ".join(f"'{case}'" for case in list(failures)[:5]) + (", ..." if len(failures) > 5 else "")
+        others = f"; the others are in {output}" if written else ""
         raise DataError(
-            f"{len(failures)} of {len(cases)} cases could not be predicted ({named}); the others are in "
-            f"{output}. '{first}': {failures[first]}"
+            f"{len(failures)} of {len(cases)} cases could not be predicted ({named}){others}. '{first}': "
+            f"{failures[first]}"
         )
     return tuple(written)
 

@@ -32,6 +32,18 @@ def test_inputs_are_files_with_or_without_a_channel_number(tmp_path: Path) -> No
     assert names(find_inputs(tmp_path, 1, ".nrrd")) == expected
 
 
+def test_label_files_beside_their_scans_are_no_scans(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scans = ("p1.nii.gz", "p2_0000.nii.gz", "other_mask.nii.gz")
+    touch(*(tmp_path / name for name in (*scans, "p1_seg.nii.gz", "p2 Label.nii.gz", "p1.seg.nrrd")))
+    assert names(find_inputs(tmp_path, 1)) == {
+        "p1": ["p1.nii.gz"], "p2": ["p2_0000.nii.gz"], "other_mask": ["other_mask.nii.gz"]
+    }  # fmt: skip
+    assert "left out: 3" in caplog.text
+    assert names(find_inputs(tmp_path / "p1_seg.nii.gz", 1)) == {"p1_seg": ["p1_seg.nii.gz"]}
+
+
 def test_missing_channels_of_inputs_are_named(tmp_path: Path) -> None:
     touch(*(tmp_path / f"a_{n:04d}.nii.gz" for n in range(3)))
     files = [f"a_{n:04d}.nii.gz" for n in range(3)]
