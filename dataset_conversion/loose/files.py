@@ -18,6 +18,7 @@ VOXELS = (".raw", ".zraw", ".raw.gz")
 """Files that belong to .mhd and .nhdr files."""
 OBJECTS = {b"1.2.840.10008.5.1.4.1.1.481.3": "RTSTRUCT", b"1.2.840.10008.5.1.4.1.1.66.4": "DICOM-SEG"}
 HEAD = 1024
+SINGLE = "one file each"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,9 @@ def list_files(source: Path) -> Listing:
     may_be = [folder for folder in may_be if folder != source and folder not in converted]
     series = dict(zip(may_be, in_threads(_trouble, may_be, label="looking for DICOM series"), strict=True))
     volumes += [folder for folder, trouble in series.items() if trouble == ""]
-    troubles = [trouble for trouble in series.values() if trouble]
+    for folder in [folder for folder, trouble in series.items() if trouble == SINGLE]:
+        volumes += [path for path in others[folder] if path not in objects]
+    troubles = [trouble for trouble in series.values() if trouble not in (None, "", SINGLE)]
     unknown = [
         path
         for folder, files in others.items()
@@ -83,9 +86,13 @@ def _object(path: Path) -> str:
 
 
 def _trouble(folder: Path) -> str | None:
-    """Return what is wrong with a DICOM folder, or nothing; None if it is none."""
+    """Return what is wrong with a DICOM folder, or nothing; None if it is none, `SINGLE` if of its files
+    each is a scan.
+    """
     if not dicom.is_series_folder(folder):
         return None
+    if dicom.are_single_files(folder):
+        return SINGLE
     try:
         dicom.slices(folder)
     except DataError as error:

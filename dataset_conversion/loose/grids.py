@@ -14,7 +14,8 @@ def same_grid(one: Grid, other: Grid) -> bool:
     """Whether two grids have the same voxels, but for a tenth of a voxel at their corners."""
     if one[0][:3] != other[0][:3]:
         return False
-    corners = np.array([(*corner, 1) for corner in np.ndindex(2, 2, 2)]) * [*one[0][:3], 1]
+    lengths = (*one[0], 1, 1)[:3]
+    corners = np.array([(*corner, 1) for corner in np.ndindex(2, 2, 2)]) * [*lengths, 1]
     apart = corners @ (np.linalg.inv(one[1]) @ other[1] - np.eye(4)).T
     return bool(np.abs(apart).max() < 0.1)
 
@@ -26,6 +27,8 @@ def placed(grid: Grid, onto: Grid) -> tuple[list[int], list[int], npt.NDArray[np
     """
     lengths, shape = grid[0], onto[0][:3]
     step = np.linalg.inv(onto[1]) @ grid[1]
+    if 1 in lengths and 1 in shape:  # one slice is as thick as another
+        step[:3, lengths.index(1)] /= np.linalg.norm(step[:3, lengths.index(1)])
     turn = np.rint(step[:3, :3])
     is_turn = (np.abs(turn).sum(axis=0) == 1).all() and (np.abs(turn).sum(axis=1) == 1).all()
     longest = max(*lengths, *shape)

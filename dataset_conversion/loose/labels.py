@@ -30,12 +30,16 @@ def volume_label(files: Sequence[Drawn], *, grid: Grid, source: Path) -> tuple[V
     Raises: LeftOut in words if a file lies on other voxels; DataError if one holds other things than labels.
     """
 
+    # Pictures may be stored with two axes only.
+    space = (*grid[0], *(1,) * (3 - len(grid[0]))), grid[1]
+
     def read(drawn: Drawn) -> list[Layer]:
         layers: list[Layer] = []
         for number, layer in enumerate(read_layers(drawn.path)):
-            whole = replace(layer, voxels=_whole(layer.voxels, drawn.path))
+            whole = _whole(layer.voxels, drawn.path)
+            flat = whole.ndim == 2
             try:
-                numbers = on_grid(whole, *grid).voxels
+                numbers = on_grid(replace(layer, voxels=whole[..., None] if flat else whole), *space).voxels
             except ValueError as error:
                 raise LeftOut(
                     f"{drawn.path.relative_to(source).as_posix()}: {error}; the label is left out and the "
@@ -48,7 +52,7 @@ def volume_label(files: Sequence[Drawn], *, grid: Grid, source: Path) -> tuple[V
         return layers
 
     numbers, overlaps = joined(files, read)
-    return Volume(voxels=numbers, affine=grid[1]), overlaps
+    return Volume(voxels=numbers.reshape(grid[0], order="F"), affine=grid[1]), overlaps
 
 
 def joined(files: Sequence[Drawn], read: Callable[[Drawn], Sequence[Layer]]) -> tuple[Numbers, Overlaps]:

@@ -98,7 +98,8 @@ def found(path: Path, source: Path, *, depth: int = 0) -> Found:
         depth: how many folders are common to all files, which make no labels of them.
     """
     relative = path.relative_to(source)
-    parts = (*relative.parts[:-1], relative.name if path.is_dir() else stem_of(path))
+    stem = relative.name if path.is_dir() else re.sub(r"(?i)\.(dcm|ima)$", "", stem_of(path))
+    parts = (*relative.parts[:-1], stem)
     # Of a folder only a name that says nothing else makes labels of its files: 'Seg study 7/' is a patient.
     words = [_fine(part) for part in parts]
     is_label = bool(LABEL_WORDS & set(words[-1])) or any(

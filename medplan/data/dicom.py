@@ -6,7 +6,7 @@ import numpy as np
 
 from medplan.errors import DataError
 
-__all__ = ["is_series_folder", "slices"]
+__all__ = ["are_single_files", "is_series_folder", "slices"]
 
 GAP_TOLERANCE = 0.1
 """Largest accepted deviation of a distance between slices, relative to the median distance."""
@@ -15,6 +15,15 @@ GAP_TOLERANCE = 0.1
 def is_series_folder(folder: Path) -> bool:
     """Whether DICOM files lie directly in the folder."""
     return folder.is_dir() and bool(_series(folder))
+
+
+def are_single_files(folder: Path) -> bool:
+    """Whether a folder holds several series of one file each, as X-rays are: pictures of their own."""
+    import SimpleITK as sitk
+
+    found = _series(folder)
+    counts = [len(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)) for uid in found]
+    return len(counts) > 1 and max(counts) == 1
 
 
 def slices(folder: Path) -> tuple[str, ...]:

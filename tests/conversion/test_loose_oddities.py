@@ -16,6 +16,7 @@ from dataset_conversion.loose.names import found, identifier
 from dataset_conversion.scans import convert
 from dataset_conversion.volumes import grid_of, read_volume
 from medplan.cli import main
+from medplan.data.checks import check
 from medplan.data.dataset import open_dataset
 from medplan.errors import DataError
 from tests.conversion.pieces import GRIDS, SHAPE, Array, blobs, itk, nifti, nrrd, picture, scan, series
@@ -280,6 +281,32 @@ def test_without_anything_that_can_be_read_it_says_what_there_is(tmp_path: Path)
     nifti(tmp_path / "in" / "labels" / "a.nii.gz", blobs(0, [1]), AFFINE)
     with pytest.raises(DataError, match=r"beside the labels; found labels, volume\.h5"):
         convert(tmp_path / "in", tmp_path / "out")
+
+
+def test_pictures_in_dicom_files_are_a_scan_each(tmp_path: Path) -> None:
+    source = tmp_path / "in" / "chest"
+    source.mkdir(parents=True)
+    for number in range(3):
+        series(tmp_path / f"{number}", scan(number)[:, :, :1], GRIDS[0], names=["x.dcm"])
+        shutil.copy(tmp_path / f"{number}" / "x.dcm", source / f"{number}.dcm")
+    nifti(source / "1_mask.nii.gz", box(1, 2, 0)[:, :, :1], GRIDS[0])
+    convert(tmp_path / "in", tmp_path / "out")
+    cases = open_dataset(tmp_path / "out").cases
+    assert [case.id for case in cases] == ["chest_0", "chest_1", "chest_2"]
+    assert [case.is_labelled for case in cases] == [False, True, False]
+    np.testing.assert_array_equal(label_of(tmp_path / "out", "chest_1"), box(1, 2, 0)[:, :, :1])
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_volumes_of_one_slice_may_have_two_axes(axes: int, tmp_path: Path) -> None:
+    drawn = box(1, 2, shape=SHAPE[:2])
+    shape = SHAPE[:2] if axes == 2 else (*SHAPE[:2], 1)
+    nifti(tmp_path / "in" / "a.nii.gz", scan(0, shape=shape), AFFINE)
+    nifti(tmp_path / "in" / "a_seg.nii.gz", drawn.reshape(shape), AFFINE)
+    convert(tmp_path / "in", tmp_path / "out")
+    assert label_of(tmp_path / "out", "a").shape == shape
+    np.testing.assert_array_equal(label_of(tmp_path / "out", "a").reshape(SHAPE[:2]), drawn)
+    assert check(open_dataset(tmp_path / "out")) == ()
 
 
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
