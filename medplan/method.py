@@ -54,8 +54,8 @@ class Needs:
         patch_multiple: every side of the patch (the slice axis of a 2-D patch apart) is a multiple of this.
         grid: ``isotropic`` resamples to 1.5 mm; ``squeezed`` to a fixed shape; ``native`` keeps each case's
             grid.
-        normalisation: ``auto`` by modality (CT dataset statistics, MR z-score, RGB unit); ``unit`` [0, 1] per
-            case.
+        normalisation: ``auto`` by modality (CT dataset statistics, MR z-score, RGB unit); ``unit`` [0, 1], of
+            CT between the percentiles of the dataset's foreground, else of each case.
         whole_image: the patch is the whole (padded) image rather than a part of it.
         pyramid: the planner shapes a convolutional encoder (`Plan.pyramid`).
         several_datasets: it can learn several datasets at once.

@@ -182,16 +182,19 @@ def _normalisation(needs: "Needs", facts: "Fingerprint", channel: int) -> tuple[
         highest = max((one.max for case in facts.cases for one in case.nonzero), default=255.0)
         high = next((end for end in COLOUR_ENDS if highest <= end), highest)
         return Normalisation(scheme="unit", low=0.0, high=high), f"RGB: 0..{high:g} becomes 0..1"
-    if needs.normalisation == "unit":
-        return (
-            Normalisation(scheme="unit", percentiles=(0.5, 99.5)),
-            "the method wants 0..1: the 0.5 and 99.5 percentiles of each case",
-        )
-    return choose_normalisation(
+    scheme, why = choose_normalisation(
         modality,
         foreground=read.foreground(facts, channel),
         masked_background=read.has_masked_background(facts),
     )
+    if needs.normalisation == "auto":
+        return scheme, why
+    if scheme.low is None:
+        unit = Normalisation(scheme="unit", percentiles=(0.5, 99.5))
+        return unit, "the method wants 0..1: the 0.5 and 99.5 percentiles of each case"
+    # Between air and bone soft tissues would have one grey.
+    unit = Normalisation(scheme="unit", low=scheme.low, high=scheme.high)
+    return unit, f"{why.split(',')[0]}, and mapped to the 0..1 that the method wants"
 
 
 def _check_channels(fingerprints: Sequence["Fingerprint"]) -> None:

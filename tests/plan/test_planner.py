@@ -109,6 +109,10 @@ def test_normalisation_follows_the_modality(plan: Make, fingerprint: Make, facts
 
 
 def test_a_method_can_want_unit_intensities(plan: Make, fingerprint: Make, toy: Make) -> None:
+    made = plan(fingerprint(modality="CT"), method=toy(normalisation="unit"))
+    (window,) = made.datasets[0].normalisations
+    assert (window.scheme, window.low, window.high, window.percentiles) == ("unit", -50, 250, None)
+    assert "foreground" in made.reasons["datasets.0.normalisations.0"]
     made = plan(fingerprint(), method=toy(normalisation="unit"))
     assert made.datasets[0].normalisations[0].percentiles == (0.5, 99.5)
 
