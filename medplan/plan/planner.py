@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from medplan.plan.fingerprint import Fingerprint
     from medplan.plan.memory import Footprint
 
-__all__ = ["decide", "make_plan", "situation"]
+__all__ = ["decide", "situation"]
 
 SQUEEZED_SIDE = 128
 
@@ -73,13 +73,13 @@ def situation(fingerprints: Sequence["Fingerprint"], overrides: Overrides | None
     )
 
 
-def make_plan(
+def decide(
     fingerprints: Sequence["Fingerprint"],
     method: str,
     method_class: "type[Method]",
     overrides: Overrides,
     gpu_memory_bytes: int | None = None,
-) -> Plan:
+) -> tuple[Plan, "Footprint"]:
     """Decide everything for one method on one or several datasets.
 
     Args:
@@ -89,19 +89,9 @@ def make_plan(
         gpu_memory_bytes: what the GPU has, None without one. A training step may take as much, but no more
             than 24 GB, as large as nnU-Net's recommended plans; `Overrides.gpu_memory` beats both.
 
+    Returns: the plan, and what a training step takes.
     Raises: MethodError if the method does not fit the data; PlanError if an override does not.
     """
-    return decide(fingerprints, method, method_class, overrides, gpu_memory_bytes)[0]
-
-
-def decide(
-    fingerprints: Sequence["Fingerprint"],
-    method: str,
-    method_class: "type[Method]",
-    overrides: Overrides,
-    gpu_memory_bytes: int | None = None,
-) -> tuple[Plan, "Footprint"]:
-    """Do what `make_plan` does, and return the footprint of a training step as well."""
     from medplan.plan.memory import measure
 
     needs = method_class.needs

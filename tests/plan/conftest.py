@@ -13,7 +13,7 @@ from medplan.methods.supervised import Config
 from medplan.plan.facts import CaseFacts, ClassFacts
 from medplan.plan.fingerprint import Fingerprint
 from medplan.plan.overrides import Overrides
-from medplan.plan.planner import make_plan
+from medplan.plan.planner import decide
 from medplan.plan.schema import Modality, Plan
 from medplan.plan.statistics import Intensity
 from medplan.samples.cases import Case
@@ -149,6 +149,6 @@ def plan(toy: Callable[..., type[Toy]]) -> Callable[..., Plan]:
 
     def make(*facts: Any, method: Any = None, memory: float = 8, **overrides: Any) -> Plan:
         chosen = toy(pyramid=True) if method is None else method
-        return make_plan(facts, "supervised", chosen, Overrides(**overrides), round(memory * 2**30))
+        return decide(facts, "supervised", chosen, Overrides(**overrides), round(memory * 2**30))[0]
 
     return make

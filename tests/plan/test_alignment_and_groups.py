@@ -12,7 +12,7 @@ from medplan.data.labels import LabelSpace
 from medplan.errors import PlanError
 from medplan.plan.label_groups import PRESETS, group_labels, read_label_groups
 from medplan.plan.overrides import Overrides
-from medplan.plan.planner import make_plan
+from medplan.plan.planner import decide
 from medplan.plan.schema import Plan
 
 Make = Callable[..., Any]
@@ -22,7 +22,7 @@ Make = Callable[..., Any]
 def plan(toy: Make) -> Callable[..., Plan]:
     def make(facts: Any, *, needs: dict[str, Any] | None = None, **overrides: Any) -> Plan:
         roles = {"roles": ("atlas", "unlabelled"), "aligned": True, **(needs or {})}
-        return make_plan([facts], "supervised", toy(**roles), Overrides(**overrides), 8 * 2**30)
+        return decide([facts], "supervised", toy(**roles), Overrides(**overrides), 8 * 2**30)[0]
 
     return make
 

@@ -13,14 +13,14 @@ from medplan.methods.supervised import METHOD
 from medplan.plan.memory import measure
 from medplan.plan.overrides import Overrides
 from medplan.plan.patches import fit
-from medplan.plan.planner import make_plan
+from medplan.plan.planner import decide
 from medplan.plan.schema import Plan
 
 Make = Callable[..., Any]
 
 
 def plan(facts: Any, method: Any, batch_size: int = 2) -> Plan:
-    return make_plan([facts], "toy", method, Overrides(patch_size=(16, 16, 16), batch_size=batch_size), 2**34)
+    return decide([facts], "toy", method, Overrides(patch_size=(16, 16, 16), batch_size=batch_size), 2**34)[0]
 
 
 def test_a_convolution_takes_what_can_be_counted_by_hand(fingerprint: Make, toy: Make) -> None:

@@ -10,7 +10,7 @@ from medplan.data.images import Geometry, Image
 from medplan.data.labels import LabelSpace
 from medplan.method import Proposal, Situation
 from medplan.plan.overrides import Overrides
-from medplan.plan.planner import make_plan, situation
+from medplan.plan.planner import decide, situation
 from medplan.plan.schema import DatasetPlan, Grid, Normalisation
 from medplan.preprocess.prepare import prepare
 
@@ -31,7 +31,7 @@ def squeezing(toy: Make) -> Any:
 
 
 def plan(facts: Any, method: Any, **overrides: Any) -> Any:
-    return make_plan([facts], "supervised", method, Overrides(**overrides), 8 * 2**30)
+    return decide([facts], "supervised", method, Overrides(**overrides), 8 * 2**30)[0]
 
 
 def test_slices_are_squeezed_in_plane_only(fingerprint: Make, squeezing: Any) -> None:
