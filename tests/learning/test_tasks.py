@@ -1,9 +1,12 @@
 """Names and numbers of tasks and modalities."""
 
+import pkgutil
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 
+import dataset_conversion
 from medplan.data.labels import LabelSpace
 from medplan.errors import MethodError
 from medplan.learning.tasks import (
@@ -16,6 +19,7 @@ from medplan.learning.tasks import (
     modality_of_case,
     task_names,
 )
+from medplan.networks.prior_weights import PUBLISHED_TASKS
 from medplan.plan.schema import DatasetPlan, Normalisation
 
 
@@ -106,3 +110,16 @@ def test_a_new_task_begins_as_its_class_in_the_most_similar_dataset(task, classe
 def test_the_expected_number_of_tasks_weighs_datasets_by_their_shares():
     few, many = dataset("A"), dataset("B", classes=("a", "b", "c", "d", "e", "f"))
     assert expected_tasks([replace(few, share=3.0), replace(many, share=1.0)]) == pytest.approx(3)
+
+
+def test_published_rows_have_the_names_that_the_converters_give() -> None:
+    cards = {}
+    for found in pkgutil.iter_modules(dataset_conversion.__path__):
+        module = import_module(f"dataset_conversion.{found.name}")
+        if hasattr(module, "CARD"):
+            cards[module.CARD.name] = module.CARD
+    for task in PUBLISHED_TASKS:
+        dataset, _, name = task.partition("/")
+        assert name in cards[dataset].labels, task
+    first = {task.partition("/")[0]: row for row, task in reversed(list(enumerate(PUBLISHED_TASKS)))}
+    assert list(first.values()) == [70, 67, 64, 42, 38, 32, 19, 4, 2, 0] and len(PUBLISHED_TASKS) == 71
