@@ -10,7 +10,10 @@ __all__ = ["StepDecay", "WarmupThenPoly", "cosine", "decay_at", "falling"]
 
 @dataclass(frozen=True)
 class WarmupThenPoly:
-    """Rises exponentially from e^-10 to 1 within `warmup`, times (1 - fraction)^0.9 after it."""
+    """Rises exponentially from e^-10 to 1 within `warmup`, and is (1 - fraction)^0.9 after it.
+
+    Source: the released code of Hermes (arXiv:2306.02416).
+    """
 
     warmup: float
 

@@ -1,5 +1,8 @@
 """An atlas and another image seen by a joint network: flows both ways, warped labels, objectives.
 
+Paper: Bi-JROS, Fan et al., CVPR 2024. Official code (no licence file), which objectives and pseudo image are
+from: read, not copied.
+
 Shapes: B batch, C channels, K classes, Z Y X voxels.
 """
 

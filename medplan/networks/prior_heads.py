@@ -1,4 +1,7 @@
-"""From updated task and modality tokens to classifiers of voxels and of the modality."""
+"""From updated task and modality tokens to classifiers of voxels and of the modality.
+
+Source: Gao et al. 2024, arXiv:2306.02416, and its released code (not copied).
+"""
 
 # Shapes: B batch, T task slots, M modality tokens, D features of all levels together, C channels, Z Y X.
 

@@ -1,5 +1,7 @@
 """SAM's image encoder on volumes, slice by slice, and decoders that upsample its one coarse map.
 
+Source: the encoder ``sam`` of Bi-JROS' official code (no licence file; read, not copied).
+
 Shapes: B batch, C channels, D features, Z Y X voxels.
 """
 
