@@ -16,7 +16,7 @@ import pytest
 
 from medplan.data import checks
 from medplan.data.dataset import Dataset, open_dataset
-from medplan.data.images import read_geometry, read_image, read_label, write_image, write_label
+from medplan.data.images import read_image, read_label, write_image
 from medplan.data.labels import LabelSpace
 from medplan.data.rawcase import RawCase
 from medplan.errors import DataError
@@ -268,23 +268,19 @@ def test_bad_cases_are_all_listed_at_once(raw_dataset: Path) -> None:
 
 
 def test_warnings_are_notes_and_not_forgotten(raw_dataset: Path) -> None:
-    phantom = make_phantom(0)
-    write_nifti(
-        raw_dataset / "labelsTr" / "case00.nii.gz", phantom.label, phantom.spacing_mm, origin=(9.0, 0.0, 0.0)
-    )
+    phantom, label = make_phantom(0), raw_dataset / "labelsTr" / "case00.nii.gz"
+    write_nifti(label, phantom.label, phantom.spacing_mm, origin=(9.0, 0.0, 0.0))
     first = take(raw_dataset)
     assert len(first.notes) == 1 and "origin" in first.notes[0]
     assert take(raw_dataset).notes == first.notes
 
 
 def test_a_scan_that_was_saved_without_its_spacing_is_named(raw_dataset: Path) -> None:
-    path = sorted((raw_dataset / "imagesTr").iterdir())[0]
-    grid, label = read_geometry(path), raw_dataset / "labelsTr" / path.name.replace("_0000", "")
-    lost = replace(grid, spacing_mm=(1.0, 0.2, 0.2))
-    write_image(path, read_image([path]).array, lost)
-    write_label(label, read_label(label)[0], lost)
+    case = next(case for case in open_dataset(raw_dataset).cases if not case.is_labelled)
+    image = read_image(case.images)
+    write_image(case.images[0], image.array, replace(image.geometry, spacing_mm=(1.0, 0.2, 0.2)))
     (note,) = take(raw_dataset).notes
-    assert path.name.removesuffix("_0000.nii.gz") in note and "without its spacing" in note
+    assert case.id in note and "without its spacing" in note
 
 
 def test_regions_and_ignored_voxels_are_measured(raw_dataset: Path) -> None:
