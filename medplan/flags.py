@@ -159,7 +159,7 @@ def planning(parser: argparse.ArgumentParser) -> None:
     numbers(parser)
     workspace(parser)
     add = parser.add_argument
-    add("--name", help="name of the plan of several datasets")
+    add("--name", help="of the plan (default: the dataset's, or those of several joined)")
     add("--spacing", type=float, nargs="+", metavar="MM", help="target spacing: z y x, or one number")
     add("--dims", type=int, choices=[2, 3], help="slices or volumes")
     add("--gpu-memory", type=float, metavar="GB", help="memory to fill (default: the GPU's, at most 24)")

@@ -67,16 +67,23 @@ def _settings(run: Path) -> tuple[str | None, Any]:
 
 
 def _names(groups: Sequence[Sequence[Path]]) -> list[str]:
-    """Return the shortest ends of the paths that tell the groups apart; seeds are joined."""
-    paths = [[run.resolve().parts for run in group] for group in groups]
-    depth = min(len(parts) for group in paths for parts in group)
-    for start, stop in [(2, 1), (1, 0), *((length, 0) for length in range(2, depth))]:
-        names = [
-            "+".join(dict.fromkeys("/".join(p[-start : len(p) - stop]) for p in group)) for group in paths
-        ]
+    """Return what tells the groups apart: the method if that will do, else the run, else both; seeds are
+    joined."""
+    places = [[_place(run) for run in group] for group in groups]
+    for shown in ((1,), (2,), (1, 2), (0, 1, 2), (3,)):
+        each = [["/".join(dict.fromkeys(place[n] for n in shown)) for place in group] for group in places]
+        names = ["+".join(dict.fromkeys(group)) for group in each]
         if len(set(names)) == len(names):
             return names
     raise UsageError("One of the runs was named twice.")
+
+
+def _place(run: Path) -> tuple[str, str, str, str]:
+    """Return dataset, method, run and path of a folder; what is no run of ours goes by its own name."""
+    folder = run.resolve().parent if run.name.startswith("fold_") else run.resolve()
+    is_ours = "__" not in folder.name and any(folder.glob("fold_*"))
+    dataset, method, name = folder.parts[-3:] if is_ours else (folder.name,) * 3
+    return dataset, method, name, str(run)
 
 
 def _evaluations(run: Path, dataset: str | None, checkpoint: str) -> dict[str, "Summary"]:

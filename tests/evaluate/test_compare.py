@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import wilcoxon
 
 from medplan.cli import main
+from medplan.commands.comparison import _names
 from medplan.errors import DataError
 from medplan.evaluate.compare import Comparison, Entry, compare
 from medplan.evaluate.metrics import ClassScore
@@ -99,6 +100,22 @@ def test_seeds_are_one_method_folds_are_joined_and_every_score_is_in_the_csv(
     assert {(row["method"], row["fold"]) for row in rows} == {
         (method, fold) for method in ("supervised", "other") for fold in "01"
     }
+
+
+def test_names_tell_apart_what_is_compared_and_say_no_more(tmp_path: Path) -> None:
+    def names(*runs: str) -> list[str]:
+        for run in runs:
+            (tmp_path / run / ("summary.json" if run == "out" else "fold_0")).mkdir(
+                parents=True, exist_ok=True
+            )
+        return _names([[tmp_path / run] for run in runs])
+
+    theirs = "r/Dataset001_D/nnUNetTrainer__nnUNetPlans__2d"
+    assert names("r/D/a/s0", "r/D/b/s0", "out") == ["a", "b", "out"]
+    assert names("r/D/a/s0", theirs) == ["a", "nnUNetTrainer__nnUNetPlans__2d"]
+    assert names("r/D/a/s0", "r/D/a/s1") == ["s0", "s1"]
+    assert names("r/D/a/s0", "r/D/b/s0", "r/D/b/s1") == ["a/s0", "b/s0", "b/s1"]
+    assert names("r/D/a/s0", "r/E/a/s0/fold_0") == ["D/a/s0", "E/a/s0"]
 
 
 def test_what_cannot_be_compared_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
