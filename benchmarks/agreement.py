@@ -24,7 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medplan.checkpoint import load_weights
+from medplan.checkpoint import load as load_file
+from medplan.checkpoint import restore
 from medplan.methods.sdmessenger import SDMessenger
 from medplan.plan.schema import Plan
 from medplan.records import read_json
@@ -73,7 +74,7 @@ def resampled(image: Tensor, view: Tensor) -> Tensor:
 
 def load(fold: Path) -> SDMessenger:
     method = SDMessenger(read_json(Plan, fold / "plan.json"))
-    load_weights(method, fold / "best.pt")
+    restore(method, load_file(fold / "best.pt")["weights"], where=str(fold))
     return method.eval()
 
 

@@ -21,10 +21,8 @@ from medplan.plan.schema import Fold, Plan
 from medplan.records import decode, encode
 
 __all__ = [
-    "check",
     "load",
     "load_published",
-    "load_weights",
     "plan_of",
     "restore",
     "save",
@@ -104,28 +102,13 @@ def plan_of(state: Mapping[str, Any], *, path: Path) -> Plan:
 
     Raises: CheckpointError if it is not a model file of a known format; PlanError if the plan cannot be read.
     """
-    check(state, path=path)
-    return decode(Plan, state["plan"], where=f"{path} (plan)")
-
-
-def check(state: Mapping[str, Any], *, path: Path) -> None:
-    """Raise CheckpointError unless `state` is what a model file of a known format holds."""
     if not {"format", "plan", "weights"} <= state.keys():
         raise CheckpointError(f"{path}: not a model of medplan; it holds {_listing(map(str, state))}.")
     if state["format"] != FORMAT:
         raise CheckpointError(
             f"{path}: format {state['format']}; this version of medplan reads format {FORMAT}."
         )
-
-
-def load_weights(method: nn.Module, path: Path) -> None:
-    """Load the weights of a model file into a method built from the same plan.
-
-    Raises: CheckpointError listing what is missing, unknown or of another shape.
-    """
-    state = load(path)
-    check(state, path=path)
-    restore(method, state["weights"], where=str(path))
+    return decode(Plan, state["plan"], where=f"{path} (plan)")
 
 
 def restore(module: nn.Module, weights: Mapping[str, Tensor], *, where: str, advice: str = "") -> None:

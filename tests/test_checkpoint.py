@@ -18,12 +18,12 @@ def test_weights_come_back_exactly_and_carry_their_plan(tmp_path: Path) -> None:
     path = checkpoint.save_weights(tmp_path / "best.pt", method, plan, fold=2, step=7, score=0.5)
     other = build(plan)
     nn.init.zeros_(other.get_parameter("head.weight"))
-    checkpoint.load_weights(other, path)
+    state = checkpoint.load(path)
+    checkpoint.restore(other, state["weights"], where="best.pt")
     assert all(
         torch.equal(a, b)
         for a, b in zip(method.state_dict().values(), other.state_dict().values(), strict=True)
     )
-    state = checkpoint.load(path)
     assert checkpoint.plan_of(state, path=path) == plan
     assert (state["fold"], state["step"], state["score"]) == (2, 7, 0.5)
     assert [file.name for file in tmp_path.iterdir()] == ["best.pt"]
@@ -91,9 +91,9 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
 def test_other_dictionaries_and_other_formats_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a model of medplan; it holds network"):
-        checkpoint.check({"network": 1}, path=tmp_path)
+        checkpoint.plan_of({"network": 1}, path=tmp_path)
     with pytest.raises(CheckpointError, match="format 9; this version"):
-        checkpoint.check({"format": 9, "plan": {}, "weights": {}}, path=tmp_path)
+        checkpoint.plan_of({"format": 9, "plan": {}, "weights": {}}, path=tmp_path)
 
 
 def test_weights_are_found_under_any_wrapper_and_nothing_else_is() -> None:
