@@ -55,6 +55,7 @@ CARD = Card(
     split="By scan, or by patient where several scans each lie in numbered folders (p1/, sub-02/). What "
     "dataset.json says under `patient` counts, and may be corrected.",
 )
+PREDICTED = frozenset("pred preds predicted prediction predictions".split())
 
 
 def convert(source: Path, target: Path) -> None:
@@ -126,7 +127,7 @@ def convert(source: Path, target: Path) -> None:
 
 
 def _with_labels_by_content(files: Sequence[Found], source: Path, notes: list[str]) -> list[Found]:
-    """Call those files labels that look like some, whatever their names."""
+    """Call those files labels that look like some, whatever their names; predictions are left out."""
     asked = [file for file in files if not file.is_label]
     looks = in_threads(looks_like_labels, [file.path for file in asked], label="looking at scans")
     unnamed = {file.path for file, is_label in zip(asked, looks, strict=True) if is_label}
@@ -136,4 +137,12 @@ def _with_labels_by_content(files: Sequence[Found], source: Path, notes: list[st
             f"{len(unnamed)} file(s) hold few whole numbers in closed areas and are taken for labels, for "
             f"instance {first}."
         )
-    return [replace(file, is_label=file.is_label or file.path in unnamed) for file in files]
+    predicted = {file.path for file in asked if file.path in unnamed and PREDICTED & set(file.words)}
+    if predicted:
+        first = min(predicted).relative_to(source).as_posix()
+        notes.append(
+            f"{len(predicted)} of them are called predictions and are left out, for instance {first}; call "
+            "them labels when they are corrected."
+        )
+    kept = [file for file in files if file.path not in predicted]
+    return [replace(file, is_label=file.is_label or file.path in unnamed) for file in kept]

@@ -121,6 +121,19 @@ def test_where_masks_overlap_the_smaller_one_counts_and_it_is_said(tmp_path: Pat
     assert "p2 (no tumour)" in notes_of(tmp_path / "out")
 
 
+def test_predictions_are_no_labels_until_somebody_says_so(tmp_path: Path) -> None:
+    nifti(tmp_path / "in" / "p.nii.gz", scan(0), AFFINE)
+    nifti(tmp_path / "in" / "predictions" / "p.nii.gz", box(1, 1, 1), AFFINE)
+    convert(tmp_path / "in", tmp_path / "out")
+    assert not open_dataset(tmp_path / "out").cases[0].is_labelled
+    assert "called predictions and are left out, for instance predictions/p.nii.gz" in notes_of(
+        tmp_path / "out"
+    )
+    (tmp_path / "in" / "predictions" / "p.nii.gz").rename(tmp_path / "in" / "p_seg.nii.gz")
+    convert(tmp_path / "in", tmp_path / "out")
+    assert open_dataset(tmp_path / "out").cases[0].is_labelled
+
+
 def test_files_of_two_raters_are_no_classes(tmp_path: Path) -> None:
     nifti(tmp_path / "in" / "p.nii.gz", scan(0), AFFINE)
     for rater in ("raterA", "raterB"):
