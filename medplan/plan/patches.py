@@ -156,6 +156,8 @@ def fit(
             # Where samples see each other, memory grows with the square of the batch.
             room = min(batch - 1, int(batch * (target_bytes / total) ** 0.5))
             batch, batch_reason = _choose_batch(room, patches, target)
+        if fixed_patch and two > target_bytes:
+            batch, batch_reason = 1, f"one at a time; two do not fit {target}"
     return Fit(
         plan=_with_batch(plans[found], batch),
         footprint=take(found, batch),

@@ -65,11 +65,11 @@ def test_methods_that_cannot_are_planned_as_ever():
 
 def test_cases_are_squeezed_to_what_fits_unless_the_user_says_to_what(plan, fingerprint, toy):
     method, facts = toy(grid="squeezed", patch_multiple=16), fingerprint()
-    tight = plan(facts, method=method, gpu_memory=0.7)
-    assert tight.predicted_gpu_bytes <= 0.7 * 2**30 and max(tight.grid.shape) < 128
+    tight = plan(facts, method=method, gpu_memory=0.57)
+    assert tight.predicted_gpu_bytes <= 0.57 * 2**30 and max(tight.grid.shape) < 128
     assert tight.patch_size == tight.grid.shape and not any(side % 16 for side in tight.grid.shape)
     assert "128x128x128 would take" in tight.reasons["grid.shape"]
     assert plan(facts, method=method, gpu_memory=0.01).grid.shape == (64, 64, 64)
     for chosen in ({"patch_size": (128, 128, 128)}, {"settings": {"grid.shape": [128, 128, 128]}}):
-        given = plan(facts, method=method, gpu_memory=0.7, **chosen)
+        given = plan(facts, method=method, gpu_memory=0.57, **chosen)
         assert given.grid.shape == (128, 128, 128) and "MORE" in given.reasons["predicted_gpu_bytes"]

@@ -56,6 +56,21 @@ def test_the_batch_fits_also_where_memory_grows_with_its_square(fingerprint: Mak
     assert found.plan.training.batch_size == 10 and found.footprint.total == 100
 
 
+@pytest.mark.parametrize(("target", "expected"), [(4, 2), (3, 1), (0, 1)])
+def test_of_a_patch_that_is_given_one_is_taken_where_two_do_not_fit(
+    fingerprint: Make, toy: Make, target: int, expected: int
+) -> None:
+    found = fit(
+        (plan(fingerprint(), toy()),),
+        lambda each: SimpleNamespace(total=2 * each.training.batch_size),  # type: ignore[arg-type, return-value]
+        target_bytes=target,
+        dataset_voxels=10**9,
+        batch_size=None,
+        fixed_patch=True,
+    )
+    assert found.plan.training.batch_size == expected
+
+
 def test_what_is_counted_without_values_is_what_autograd_keeps_with_values(fingerprint: Make) -> None:
     made = plan(fingerprint(), METHOD)
     method = METHOD(made)
