@@ -22,7 +22,7 @@ Differs, unless `compat`: see `medplan.networks.implicit` and `medplan.networks.
 normalised as SAM's were; cross-entropy counts (in the released code it is a softmax over one output, 0); a
 part of the samples is prompted with the whole image, so that the method can also work without a box; shared
 augmentation of this package; a lesion that left the frame is an empty target rather than an endless loop.
-Always: batches of any size and mixed classes, schedules by steps.
+Always: batches of any size (of one class with `compat`), schedules by steps.
 
 From nothing (`config.from_nothing`, where there are no weights) it is another method under the same prompts:
 nothing is frozen, so there are no adapters; boxes are given as filled masks too, and as places of points in
