@@ -23,9 +23,10 @@ class Options:
     Attributes:
         step: distance of neighbouring windows as a fraction of the window, in (0, 1].
         mirror: average over all mirrored versions of each window (8 times the work in 3-D, 4 times in 2-D;
-            half of that where class names tell left from right, since x is left alone then).
+            fewer where class names tell left from right, see `Plan.mirror_axes`).
         postprocessing: keep largest components where validation chose to.
-        classes: names of the classes to write; empty for all. The others become background.
+        classes: names of the classes to write, regions with all that lies inside them; empty for all. The
+            others become background.
         batch_size: windows per forward pass; None chooses by memory.
         output_size: height and width of the label maps of pictures; None takes each picture's own.
         prompt: what stands in for the box of an image that none is given for, for methods that take boxes:
