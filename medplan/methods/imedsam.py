@@ -20,9 +20,9 @@ Anything (Kirillov et al. 2023, arXiv:2304.02643, Apache-2.0) is used as a packa
 
 Differs, unless `compat`: see `medplan.networks.implicit` and `medplan.networks.frequency_adapter`; pixels are
 normalised as SAM's were; cross-entropy counts (in the released code it is a softmax over one output, 0); a
-part of the samples is prompted with the whole image, so that the method can also work without a box; shared
-augmentation of this package; a lesion that left the frame is an empty target rather than an endless loop.
-Always: batches of any size (of one class with `compat`), schedules by steps.
+part of the samples is prompted with the whole image, so that the method can also work without a box. Always:
+shared augmentation of this package; a lesion that left the frame is an empty target rather than an endless
+loop; batches of any size (of one class with `compat`), schedules by steps.
 
 From nothing (`config.from_nothing`, where there are no weights) it is another method under the same prompts:
 nothing is frozen, so there are no adapters; boxes are given as filled masks too, and as places of points in
