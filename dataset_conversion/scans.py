@@ -92,7 +92,8 @@ def convert(source: Path, target: Path) -> None:
         made = picture_cases(arrangement, classes, source, decoder)
     else:
         made = volume_cases(arrangement, classes, source)
-    patients = patients_of(arrangement.cases)
+    written = {case.id for case in made.cases}
+    patients = patients_of([case for case in arrangement.cases if case.id in written])
     notes += [*arrangement.notes, *classes.notes, *made.notes]
     if patients and patients.items() <= {c.id: memory.patient(c.id, patients) for c in made.cases}.items():
         notes.append(
@@ -122,7 +123,7 @@ def convert(source: Path, target: Path) -> None:
         labels=conclusion,
         channels=memory.channel_names(words, made.channels),
         ending=made.ending,
-        more=memory.kept({case.id for case in made.cases}) | by_name,
+        more=memory.kept(written) | by_name,
     )
 
 

@@ -156,11 +156,13 @@ def test_a_label_that_may_belong_to_two_scans_is_left_out_and_named(tmp_path: Pa
 
 def test_a_film_among_volumes_is_left_out_and_named(tmp_path: Path) -> None:
     for number in range(3):
-        nifti(tmp_path / "in" / f"p_frame{number}.nii.gz", scan(number), AFFINE)
-    nifti(tmp_path / "in" / "p_4d.nii.gz", scan(9, shape=(*SHAPE, 12)), AFFINE)
+        nifti(tmp_path / "in" / f"p{number}" / "frame01.nii.gz", scan(number), AFFINE)
+        nifti(tmp_path / "in" / f"p{number}" / "frame12.nii.gz", scan(number), AFFINE)
+    nifti(tmp_path / "in" / "p0" / "4d.nii.gz", scan(9, shape=(*SHAPE, 12)), AFFINE)
     convert(tmp_path / "in", tmp_path / "out")
-    assert len(open_dataset(tmp_path / "out").cases) == 3
-    assert "1 file(s) do not hold 1 volume(s) and are left out: p_4d (12)" in notes_of(tmp_path / "out")
+    assert len(open_dataset(tmp_path / "out").cases) == 6
+    assert "1 file(s) do not hold 1 volume(s) and are left out: p0_4d (12)" in notes_of(tmp_path / "out")
+    assert "folders like p0 are taken for patients" in notes_of(tmp_path / "out")
 
 
 def test_parts_of_one_class_are_joined_unless_they_overlap(tmp_path: Path) -> None:
