@@ -54,18 +54,16 @@ def adaptive_tversky(
     return 1 - found / (found + errors + TINY)
 
 
-def pool_slots(values_BT: Tensor, is_real_BT: Tensor, *, expected: float | None = None) -> Tensor:
-    """Return the mean over the slots that hold a task, a scalar; 0 if none does.
+def pool_slots(values_BT: Tensor, is_real_BT: Tensor, *, pools_batch: bool = False) -> Tensor:
+    """Return the mean over samples of the mean over the slots that hold a task, a scalar; 0 where none does.
 
     Args:
-        expected: mean number of tasks of a sample. The sum is divided by it and by B, which is constant, so
-            that ranks may hold different numbers of tasks. None divides by the slots that are there, as
-            released.
+        pools_batch: take the mean over all such slots of the batch at once, as released: the more tasks a
+            sample has, the more it weighs.
     """
-    total = (values_BT * is_real_BT).sum()
-    if expected is not None:
-        return total / (len(values_BT) * expected)
-    return total / is_real_BT.sum().clamp(min=1)
+    axis = None if pools_batch else 1
+    total, number = (values_BT * is_real_BT).sum(axis), is_real_BT.sum(axis)
+    return (total / number.clamp(min=1)).mean()
 
 
 class TaskLoss(nn.Module):
@@ -76,16 +74,16 @@ class TaskLoss(nn.Module):
         num_slots: task slots of a sample.
         skips_absent: a task that is absent from a patch has no Tversky loss there; the cross-entropy teaches
             its absence. Released: False, which adds 1 to the loss and nothing to its gradient.
-        expected: of `pool_slots`; None also takes the mean of the modality loss over the known ones only.
+        pools_batch: of `pool_slots`; also takes the mean of the modality loss over the known ones only.
     """
 
     targets_DTM: Tensor
 
     def __init__(
-        self, labels: Sequence[LabelSpace], *, num_slots: int, skips_absent: bool, expected: float | None
+        self, labels: Sequence[LabelSpace], *, num_slots: int, skips_absent: bool, pools_batch: bool
     ) -> None:
         super().__init__()
-        self.skips_absent, self.expected = skips_absent, expected
+        self.skips_absent, self.pools_batch = skips_absent, pools_batch
         tables = [each.membership()[1 if each.is_exclusive else 0 :] for each in labels]
         width = max(table.shape[1] for table in tables)
         targets = np.zeros((len(tables), num_slots, width), dtype=bool)
@@ -115,13 +113,13 @@ class TaskLoss(nn.Module):
         for logits in outputs:
             slots = binary_cross_entropy(logits, target, valid)
             slots = slots + adaptive_tversky(logits, target, valid) * counts
-            losses.append(pool_slots(slots, is_real_BT, expected=self.expected))
+            losses.append(pool_slots(slots, is_real_BT, pools_batch=self.pools_batch))
         return torch.stack(losses).mean()
 
     def modality(self, logits: Tensor, truth_B: Tensor) -> Tensor:
         """Return the cross-entropy of the modality, a scalar; unknown ones (-1) cost nothing."""
         total = F.cross_entropy(_exact(logits), truth_B, ignore_index=-1, reduction="sum")
-        known = (truth_B >= 0).sum().clamp(min=1) if self.expected is None else len(truth_B)
+        known = (truth_B >= 0).sum().clamp(min=1) if self.pools_batch else len(truth_B)
         return total / known
 
 

@@ -25,11 +25,11 @@ so that a voxel belongs to its most probable task, if that is more probable than
 its region, and `LabelSpace.region_order` says which is painted over which.
 
 Differs: empty task slots are masked in attention; a task absent from a patch has no Tversky loss, which added
-a constant; the loss is divided by the expected number of tasks, a constant, not by that of the batch; a share
-of the images is shown as of unknown modality (the loss still asks for it); the warm-up is twice as long; the
-schedule falls with every step rather than every epoch; a third of the patches is centred on foreground; in
-steps of one patch the padding around small images is cut off; spatial augmentation is that of every method
-here; inputs are normalised as the plan says. ``compat`` brings back the first four.
+a constant; all patches weigh alike, however many tasks they have; a share of the images is shown as of
+unknown modality (the loss still asks for it); the warm-up is twice as long; the schedule falls with every
+step rather than every epoch; a third of the patches is centred on foreground; in steps of one patch the
+padding around small images is cut off; spatial augmentation is that of every method here; inputs are
+normalised as the plan says. ``compat`` brings back the first four.
 """
 
 import logging
@@ -51,7 +51,6 @@ from medplan.learning.tasks import (
     added_tasks,
     append_new,
     begins_as,
-    expected_tasks,
     modalities_of,
     modality_of_case,
     named,
@@ -250,7 +249,7 @@ class Hermes(Method):
             [dataset.labels for dataset in plan.datasets],
             num_slots=self.num_slots,
             skips_absent=not config.compat,
-            expected=None if config.compat else expected_tasks(self._learnt()),
+            pools_batch=config.compat,
         )
 
     def load_encoder(self, weights: Mapping[str, Tensor]) -> None:
