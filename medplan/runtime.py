@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -161,12 +162,17 @@ class Runtime:
         """Return the most device memory held so far (on the CPU: the resident size of the process)."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
+        if (
+            sys.platform == "linux"
+        ):  # where getrusage() answers with the peak of the parent, if that is larger
+            peak = Path("/proc/self/status").read_text().partition("VmHWM:")[2]
+            if peak:
+                return int(peak.split()[0]) * 1024
         if sys.platform == "win32":
             return 0
         import resource
 
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def memory(self) -> str:
         """Return in words how much memory there is, for messages."""

@@ -19,10 +19,11 @@ from medplan.networks.released_imedsam import released_state
 from tests.networks.test_implicit_sam import released_names, sam_file
 
 MEASURED = """
-import resource, sys
+import sys
 from medplan.cli import main
+from medplan.runtime import Runtime
 assert main(sys.argv[1:]) == 0
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+print("peak", Runtime.choose("cpu").peak_bytes())
 """
 
 

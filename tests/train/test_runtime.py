@@ -1,3 +1,7 @@
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
 
@@ -130,3 +134,11 @@ def test_buffers_of_many_layers_are_sent_in_few_messages(monkeypatch: pytest.Mon
     Runtime(device=torch.device("cpu"), rank=1, world=2).broadcast(buffers)
     assert len(sent) == 2  # float32 and int64
     assert norms[1].running_mean.tolist() == [4.0, 5.0] and int(norms[19].num_batches_tracked) == 19
+
+
+def test_the_peak_of_a_process_is_its_own_and_not_that_of_its_parent() -> None:
+    held = np.ones(2**30, dtype=np.uint8)
+    code = "from medplan.runtime import Runtime; print(Runtime.choose('cpu').peak_bytes())"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 2**25 < int(child.stdout) < 2**30 < Runtime.choose("cpu").peak_bytes()
+    assert held.all()
