@@ -24,7 +24,10 @@ def convert(*, name: str, source: Path, target: Path | None, workspace: Path | N
 
     converter = find(name)
     if not source.is_dir():
-        raise UsageError(f"--source: '{source}' is not a folder; name that of the downloaded data set.")
+        advice = "unpack it, and name" if source.is_file() else "name"
+        raise UsageError(
+            f"--source: '{source}' is no folder; {advice} the folder of the scans or the data set."
+        )
     folder = target or Workspace.open(workspace).raw_data / converter.CARD.name
     converter.convert(source, folder)
     dataset = open_dataset(folder)

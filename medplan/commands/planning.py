@@ -103,7 +103,10 @@ def make_plans(
         for row in rows:
             reasons.setdefault(row.reason.removesuffix("."), []).append(row.method)
         listed = "".join(f"\n  {', '.join(names)}: {reason}." for reason, names in reasons.items())
-        raise PlanError(f"No method fits.{listed}")
+        advice = ""
+        if not any(each.num_labelled for each in facts):
+            advice = "\nLabel one scan or more; every method learns from a label, or is shown one."
+        raise PlanError(f"No method fits.{listed}{advice}")
     print(format_table(rows))
     if len(plans) > 1:
         print(f"* recommended: 'medplan train -d {plans[0].name}' takes it, '-m METHOD' another.")
