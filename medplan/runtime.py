@@ -164,7 +164,7 @@ class Runtime:
             return torch.cuda.max_memory_allocated(self.device)
         if (
             sys.platform == "linux"
-        ):  # where getrusage() answers with the peak of the parent, if that is larger
+        ):  # where getrusage() gives the peak of the parent if that is larger
             peak = Path("/proc/self/status").read_text().partition("VmHWM:")[2]
             if peak:
                 return int(peak.split()[0]) * 1024
