@@ -12,7 +12,7 @@ from medplan.errors import MethodError
 from medplan.methods.sdmessenger import SDMessenger
 from medplan.plan.fingerprint import extract
 from medplan.plan.overrides import Overrides
-from medplan.plan.planner import make_plan
+from medplan.plan.planner import decide
 from medplan.preprocess.run import preprocess
 from medplan.runtime import Runtime
 from medplan.samples.cases import CaseFiles, CaseStore
@@ -54,7 +54,7 @@ def plan_for(dataset, tmp_path_factory):
         chosen = Overrides(
             iterations=2, batch_size=1, patch_size=(8, 16, 16), spacing=(1.0,), settings=settings, **overrides
         )
-        return make_plan([fingerprint], "sdmessenger", SDMessenger, chosen)
+        return decide([fingerprint], "sdmessenger", SDMessenger, chosen)[0]
 
     return make
 
