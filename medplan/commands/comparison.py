@@ -70,9 +70,10 @@ def _names(groups: Sequence[Sequence[Path]]) -> list[str]:
     """Return what tells the groups apart: the method if that will do, else the run, else both; seeds are
     joined."""
     places = [[_place(run) for run in group] for group in groups]
-    for shown in ((1,), (2,), (1, 2), (0, 1, 2), (3,)):
-        each = [["/".join(dict.fromkeys(place[n] for n in shown)) for place in group] for group in places]
-        names = ["+".join(dict.fromkeys(group)) for group in each]
+    methods = {place[1] for group in places for place in group}
+    for shown in ((2,) if len(methods) == 1 < len(groups) else (1,), (1, 2), (0, 1, 2), (3,)):
+        each = [["+".join(dict.fromkeys(place[n] for place in group)) for n in shown] for group in places]
+        names = ["/".join(dict.fromkeys(words)) for words in each]
         if len(set(names)) == len(names):
             return names
     raise UsageError("One of the runs was named twice.")

@@ -10,7 +10,7 @@ from functools import reduce
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from medplan.errors import PlanError, did_you_mean
-from medplan.plan.schema import Plan
+from medplan.plan.schema import Plan, Training
 from medplan.records import decode, encode
 
 __all__ = ["Overrides", "apply_settings", "parse_setting", "voxels_of"]
@@ -171,13 +171,21 @@ def _check_key(key: str, config: type | None) -> None:
             known = [entry.name for entry in dataclasses.fields(kind)]
             if part not in known:
                 prefix = "".join(f"{name}." for name in parts[:depth])
-                near = did_you_mean(key, [prefix + name for name in known])
+                near = _in_a_group(key, config) or did_you_mean(key, [prefix + name for name in known])
                 raise PlanError(f"unknown key '{key}'{near}; valid here are {', '.join(known)}.")
             kind = get_type_hints(kind)[part]
         elif get_origin(kind) is tuple:
             kind = get_args(kind)[0]
         else:
             return
+
+
+def _in_a_group(key: str, config: type | None) -> str:
+    """Return a hint where a key was given without the group of the plan that it is in."""
+    for name, kind in (("config", config), ("training", Training)):
+        if kind is not None and key in {entry.name for entry in dataclasses.fields(kind)}:
+            return f" (did you mean '{name}.{key}'?)"
+    return ""
 
 
 def _without_none(kind: Any) -> Any:

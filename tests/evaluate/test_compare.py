@@ -116,6 +116,9 @@ def test_names_tell_apart_what_is_compared_and_say_no_more(tmp_path: Path) -> No
     assert names("r/D/a/s0", "r/D/a/s1") == ["s0", "s1"]
     assert names("r/D/a/s0", "r/D/b/s0", "r/D/b/s1") == ["a/s0", "b/s0", "b/s1"]
     assert names("r/D/a/s0", "r/E/a/s0/fold_0") == ["D/a/s0", "E/a/s0"]
+    assert names("r/D/a/s0") == ["a"] and names("r/D/a/s2", "r/D/b/s0") == ["a", "b"]
+    seeds = [[tmp_path / "r/D/a/s0", tmp_path / "r/D/a/s1"], [tmp_path / "r/D/a/s2"], [tmp_path / "r/D/b/s0"]]
+    assert _names(seeds) == ["a/s0+s1", "a/s2", "b/s0"]
 
 
 def test_what_cannot_be_compared_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

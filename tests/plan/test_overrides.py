@@ -71,6 +71,8 @@ def test_settings_reach_every_depth_and_are_given_as_reason() -> None:
         ("training.ler", 1.0, "did you mean 'training.lr'"),
         ("trainig.lr", 1.0, "did you mean"),
         ("config.momentun", 1.0, "did you mean 'config.momentum'"),
+        ("momentum", 1.0, "did you mean 'config.momentum'"),
+        ("lr", 1.0, "did you mean 'training.lr'"),
         ("training.lr", "fast", "'training.lr' should be a number"),
         ("grid.crop", "bodi", "did you mean 'body'"),
         ("patch_size", (1, 2), "a list of 3"),
