@@ -19,6 +19,8 @@ __all__ = ["write_comparison"]
 DEFINITIONS = """
 <ul><li>Only cases and classes that all of them have are compared. A case that a method has in several runs
 or folds counts once, with the mean of its scores.</li>
+<li>Scores of a run are those of its validation cases, which chose its best checkpoint too; those of the last
+one (--checkpoint last) are free of that, as are those of test cases.</li>
 <li>Means are over cases per class, then over classes. A class that is absent from prediction and reference
 has no score; one that is absent from only one of them scores 0.</li>
 <li>Intervals are percentiles of 2000 bootstrap resamples of the cases; they do not cover what another
