@@ -43,7 +43,7 @@ def main() -> None:
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
     """Run each side, print its figures and keep them."""
     own = [
-        sys.executable, "-m", "medplan.cli", "evaluate", "-i", str(arguments.predictions), "-r",
+        sys.executable, "-m", "medplan", "evaluate", "-i", str(arguments.predictions), "-r",
         str(arguments.references), "-d", "Benchmark", "--workspace", str(folder), "--workers",
         str(arguments.workers),
     ]  # fmt: skip

@@ -100,7 +100,7 @@ def make_plan(space: Workspace, name: str, group: str, options: argparse.Namespa
         options.pretrain_on, "--novel", *GROUPS[group], "--spacing", *SPACING_MM[name], *PLANNING,
         "--seed", str(options.seed), "--workspace", str(space.root),
     ]  # fmt: skip
-    subprocess.run([sys.executable, "-m", "medplan.cli", *command], check=True)
+    subprocess.run([sys.executable, "-m", "medplan", *command], check=True)
     plan = read_json(Plan, path)
     dataset = plan.learned[0]
     support = dataset.folds[0]["support"]

@@ -42,7 +42,7 @@ def run_verb(dataset: Path, workers: int) -> Run:
         raw.mkdir()
         (raw / dataset.name).symlink_to(dataset.resolve(), target_is_directory=True)
         flags = ["-d", dataset.name, "--workspace", folder, "--workers", str(workers)]
-        return measure([sys.executable, "-m", "medplan.cli", "fingerprint", *flags])
+        return measure([sys.executable, "-m", "medplan", "fingerprint", *flags])
 
 
 def run_nnunet(python: Path, dataset: Path, workers: int) -> Run:

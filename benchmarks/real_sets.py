@@ -77,7 +77,7 @@ def run(name: str, options: argparse.Namespace) -> Row:
         )
         print(f"$ {commands[-1]}", flush=True)
         subprocess.run(
-            [sys.executable, "-m", "medplan.cli", *arguments, "--workspace", str(space)], check=True
+            [sys.executable, "-m", "medplan", *arguments, "--workspace", str(space)], check=True
         )
 
     raw = space / "raw_data" / name

@@ -226,7 +226,3 @@ def _gather(options: dict[str, Any], name: str, record: type) -> dict[str, Any]:
     given = {key: value for key, value in options.items() if key in known and value is not None}
     chosen = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     return {**{key: options[key] for key in options.keys() - known}, name: record(**chosen)}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

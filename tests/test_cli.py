@@ -153,5 +153,5 @@ def test_help_starts_nearly_as_fast_as_python() -> None:
         return end.children_user + end.children_system - start.children_user - start.children_system
 
     bare = min(seconds("-c", "pass") for _ in range(5))
-    ours = min(seconds("-m", "medplan.cli", "--help") for _ in range(5))
+    ours = min(seconds("-m", "medplan", "--help") for _ in range(5))
     assert ours - bare < 0.15

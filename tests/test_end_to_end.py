@@ -62,7 +62,7 @@ def test_two_processes_train_together_and_one_evaluates(space: Path) -> None:
         "2",
         "-m",
         "--",
-        "medplan.cli",
+        "medplan",
     ]
     command = ["train", "-d", "7", "-m", "supervised", *TRAIN, "--run", "ranks", "--workspace", str(space)]
     done = subprocess.run([*ranks, *command], capture_output=True, text=True, timeout=170)

@@ -1,0 +1,5 @@
+"""``python -m medplan`` is ``medplan``."""
+
+from medplan.cli import main
+
+raise SystemExit(main())
