@@ -17,7 +17,7 @@ FLOORS = [
     {"plan", "preprocess", "samples", "networks", "learning", "method", "checkpoint"},
     {"methods", "predict", "evaluate", "registry"},
     {"train"},
-    {"commands", "cli", "flags"},
+    {"commands", "cli", "__main__", "flags"},
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
