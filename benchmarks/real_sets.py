@@ -76,9 +76,7 @@ def run(name: str, options: argparse.Namespace) -> Row:
             shlex.join(["medplan", *arguments]).replace(str(options.data), "DATA").replace(str(space), ".")
         )
         print(f"$ {commands[-1]}", flush=True)
-        subprocess.run(
-            [sys.executable, "-m", "medplan", *arguments, "--workspace", str(space)], check=True
-        )
+        subprocess.run([sys.executable, "-m", "medplan", *arguments, "--workspace", str(space)], check=True)
 
     raw = space / "raw_data" / name
     medplan("convert", converter, "--source", str(options.data / source), "--target", str(raw))
