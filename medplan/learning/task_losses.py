@@ -54,16 +54,21 @@ def adaptive_tversky(
     return 1 - found / (found + errors + TINY)
 
 
-def pool_slots(values_BT: Tensor, is_real_BT: Tensor, *, pools_batch: bool = False) -> Tensor:
-    """Return the mean over samples of the mean over the slots that hold a task, a scalar; 0 where none does.
+def pool_slots(
+    values_BT: Tensor, is_real_BT: Tensor, *, expected: float | None = None, power: float = 1.0
+) -> Tensor:
+    """Return the mean over the slots that hold a task, a scalar; 0 if none does.
 
     Args:
-        pools_batch: take the mean over all such slots of the batch at once, as released: the more tasks a
-            sample has, the more it weighs.
+        expected: mean weight of a sample. The sum is divided by it and by B, which is constant, so that ranks
+            may hold different numbers of tasks. None divides by the slots that are there, as released.
+        power: a sample weighs its number of tasks to this power: with 1 all tasks are alike, with 0 all
+            samples.
     """
-    axis = None if pools_batch else 1
-    total, number = (values_BT * is_real_BT).sum(axis), is_real_BT.sum(axis)
-    return (total / number.clamp(min=1)).mean()
+    if expected is None:
+        return (values_BT * is_real_BT).sum() / is_real_BT.sum().clamp(min=1)
+    weights_B1 = is_real_BT.sum(1, keepdim=True).clamp(min=1) ** (power - 1)
+    return (values_BT * is_real_BT * weights_B1).sum() / (len(values_BT) * expected)
 
 
 class TaskLoss(nn.Module):
@@ -74,16 +79,23 @@ class TaskLoss(nn.Module):
         num_slots: task slots of a sample.
         skips_absent: a task that is absent from a patch has no Tversky loss there; the cross-entropy teaches
             its absence. Released: False, which adds 1 to the loss and nothing to its gradient.
-        pools_batch: of `pool_slots`; also takes the mean of the modality loss over the known ones only.
+        expected: of `pool_slots`; None also takes the mean of the modality loss over the known ones only.
+        power: of `pool_slots`.
     """
 
     targets_DTM: Tensor
 
     def __init__(
-        self, labels: Sequence[LabelSpace], *, num_slots: int, skips_absent: bool, pools_batch: bool
+        self,
+        labels: Sequence[LabelSpace],
+        *,
+        num_slots: int,
+        skips_absent: bool,
+        expected: float | None,
+        power: float = 1.0,
     ) -> None:
         super().__init__()
-        self.skips_absent, self.pools_batch = skips_absent, pools_batch
+        self.skips_absent, self.expected, self.power = skips_absent, expected, power
         tables = [each.membership()[1 if each.is_exclusive else 0 :] for each in labels]
         width = max(table.shape[1] for table in tables)
         targets = np.zeros((len(tables), num_slots, width), dtype=bool)
@@ -113,13 +125,13 @@ class TaskLoss(nn.Module):
         for logits in outputs:
             slots = binary_cross_entropy(logits, target, valid)
             slots = slots + adaptive_tversky(logits, target, valid) * counts
-            losses.append(pool_slots(slots, is_real_BT, pools_batch=self.pools_batch))
+            losses.append(pool_slots(slots, is_real_BT, expected=self.expected, power=self.power))
         return torch.stack(losses).mean()
 
     def modality(self, logits: Tensor, truth_B: Tensor) -> Tensor:
         """Return the cross-entropy of the modality, a scalar; unknown ones (-1) cost nothing."""
         total = F.cross_entropy(_exact(logits), truth_B, ignore_index=-1, reduction="sum")
-        known = (truth_B >= 0).sum().clamp(min=1) if self.pools_batch else len(truth_B)
+        known = (truth_B >= 0).sum().clamp(min=1) if self.expected is None else len(truth_B)
         return total / known
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "added_tasks",
     "append_new",
     "begins_as",
+    "expected_tasks",
     "modalities_of",
     "modality_of",
     "modality_of_case",
@@ -74,6 +75,12 @@ def begins_as(task: str, tasks: Sequence[str], learnt: Sequence[str]) -> str:
 def append_new(known: Sequence[str], found: Sequence[str]) -> tuple[str, ...]:
     """Return the known names in their order, followed by those found that are not among them."""
     return tuple(dict.fromkeys((*known, *found)))
+
+
+def expected_tasks(datasets: Sequence[DatasetPlan], *, power: float = 1.0) -> float:
+    """Return the mean of a patch's number of tasks to a power, when datasets are drawn with their shares."""
+    total = sum(dataset.share for dataset in datasets)
+    return sum(dataset.share * len(dataset.labels.names) ** power for dataset in datasets) / total
 
 
 def added_tasks(

@@ -25,11 +25,11 @@ so that a voxel belongs to its most probable task, if that is more probable than
 its region, and `LabelSpace.region_order` says which is painted over which.
 
 Differs: empty task slots are masked in attention; a task absent from a patch has no Tversky loss, which added
-a constant; all patches weigh alike, however many tasks they have; a share of the images is shown as of
-unknown modality (the loss still asks for it); the warm-up is twice as long; the schedule falls with every
-step rather than every epoch; a third of the patches is centred on foreground; in steps of one patch the
-padding around small images is cut off; spatial augmentation is that of every method here; inputs are
-normalised as the plan says. ``compat`` brings back the first four.
+a constant; the loss is divided by the expected number of tasks, a constant, not by that of the batch; a share
+of the images is shown as of unknown modality (the loss still asks for it); the warm-up is twice as long; the
+schedule falls with every step rather than every epoch; a third of the patches is centred on foreground; in
+steps of one patch the padding around small images is cut off; spatial augmentation is that of every method
+here; inputs are normalised as the plan says. ``compat`` brings back the first four.
 """
 
 import logging
@@ -51,6 +51,7 @@ from medplan.learning.tasks import (
     added_tasks,
     append_new,
     begins_as,
+    expected_tasks,
     modalities_of,
     modality_of_case,
     named,
@@ -104,10 +105,10 @@ class Config:
         modality_tokens: of each modality.
         transfer: what learns when training starts from another run: ``full`` everything; ``priors`` the
             tokens of new tasks, those of modalities and the heads; ``incremental`` the tokens of new tasks
-            alone, so that other datasets are answered exactly as before. Source: ours, the protocol is not
-            published.
+            alone, so that other datasets are answered exactly as before. Source: ours; none is published.
         new_datasets: those that the other run has not learnt, which ``plan --from`` fills in: with ``priors``
             and ``incremental`` the only ones that are drawn from; empty for all of the plan.
+        patch_weight: a patch weighs its number of tasks to this power: 1 for all tasks alike, 0 all patches.
         modality_weight: of the modality loss.
         hide_modality: share of the images shown as of unknown modality. Released: 0.
         eps: of LAMB.
@@ -128,6 +129,7 @@ class Config:
     modality_tokens: int = 10
     transfer: Transfer = "full"
     new_datasets: tuple[str, ...] = ()
+    patch_weight: float = 1.0
     modality_weight: float = 0.01
     hide_modality: float = 0.1
     eps: float = 1e-5
@@ -249,7 +251,8 @@ class Hermes(Method):
             [dataset.labels for dataset in plan.datasets],
             num_slots=self.num_slots,
             skips_absent=not config.compat,
-            pools_batch=config.compat,
+            expected=None if config.compat else expected_tasks(self._learnt(), power=config.patch_weight),
+            power=config.patch_weight,
         )
 
     def load_encoder(self, weights: Mapping[str, Tensor]) -> None:

@@ -10,8 +10,8 @@ TWO = LabelSpace(names=("liver", "spleen"), values=((1,), (2,)))
 REGIONS = LabelSpace(names=("whole", "core"), values=((1, 2), (2,)), region_order=(1, 2))
 
 
-def make(pools_batch=False, skips_absent=True):
-    return TaskLoss([TWO, REGIONS], num_slots=3, skips_absent=skips_absent, pools_batch=pools_batch)
+def make(expected=2.0, skips_absent=True):
+    return TaskLoss([TWO, REGIONS], num_slots=3, skips_absent=skips_absent, expected=expected)
 
 
 def test_codes_become_one_target_per_task_of_their_dataset():
@@ -31,11 +31,11 @@ def test_neither_empty_slots_nor_ignored_voxels_have_a_gradient():
     assert logits.grad[:, :2, 1].abs().min() > 0
 
 
-@pytest.mark.parametrize("pools_batch", [False, True])
-def test_a_batch_without_any_task_has_a_loss_of_zero(pools_batch):
+@pytest.mark.parametrize("expected", [2.0, None])
+def test_a_batch_without_any_task_has_a_loss_of_zero(expected):
     codes = torch.zeros(2, 2, 3, 4, dtype=torch.int16)
     is_real = torch.zeros(2, 3, dtype=torch.bool)
-    loss = make(pools_batch=pools_batch)([torch.randn(2, 3, 2, 3, 4)], codes, torch.tensor([0, 1]), is_real)
+    loss = make(expected)([torch.randn(2, 3, 2, 3, 4)], codes, torch.tensor([0, 1]), is_real)
     assert loss == 0
 
 
@@ -46,7 +46,7 @@ def test_an_absent_task_costs_nothing_once_it_is_not_predicted_and_has_a_gradien
     logits = torch.full((1, 3, 4, 4, 4), -2.0, requires_grad=True)
     make()([logits], codes, source, is_real).backward()
     assert logits.grad[:, :2].min() > 0
-    released = make(pools_batch=True, skips_absent=False)
+    released = make(None, skips_absent=False)
     assert released([torch.full((1, 3, 4, 4, 4), -30.0)], codes, source, is_real) == pytest.approx(1)
 
 
@@ -96,19 +96,17 @@ def test_losses_are_computed_in_float32():
 
 def test_slots_count_alike_as_released():
     values, is_real = torch.tensor([[1.0, 5.0], [3.0, 7.0]]), torch.tensor([[True, False], [True, True]])
-    assert pool_slots(values, is_real, pools_batch=True) == pytest.approx(11 / 3)
+    assert pool_slots(values, is_real) == pytest.approx(11 / 3)
 
 
-def test_a_patch_weighs_the_same_however_many_tasks_it_has():
-    values = torch.tensor([[1.0, 0.0, 0.0], [3.0, 5.0, 7.0]], requires_grad=True)
-    is_real = torch.tensor([[True, False, False], [True, True, True]])
-    loss = pool_slots(values, is_real)
-    loss.backward()
-    assert loss.item() == pytest.approx((1 + 5) / 2)
-    assert torch.allclose(values.grad.sum(1), torch.tensor([0.5, 0.5]))
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_a_patch_weighs_its_number_of_tasks_to_a_power(power):
+    values, is_real = torch.ones(2, 4, requires_grad=True), torch.tensor([[True] + [False] * 3, [True] * 4])
+    pool_slots(values, is_real, expected=1.0, power=power).backward()
+    assert values.grad.sum(1).tolist() == pytest.approx([1 / 2, 4**power / 2])
 
 
 def test_an_unknown_modality_costs_nothing():
     scores = torch.randn(3, 4)
     assert make().modality(scores, torch.tensor([-1, -1, -1])) == 0
-    assert make(pools_batch=True).modality(scores, torch.tensor([-1, -1, -1])) == 0
+    assert make(None).modality(scores, torch.tensor([-1, -1, -1])) == 0

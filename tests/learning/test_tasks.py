@@ -13,6 +13,7 @@ from medplan.learning.tasks import (
     added_tasks,
     append_new,
     begins_as,
+    expected_tasks,
     modalities_of,
     modality_of,
     modality_of_case,
@@ -104,6 +105,13 @@ LEARNT = ("CT/liver", "CT/spleen", "CT/aorta", "HeartOne/ventricle", "HeartOne/a
 def test_a_new_task_begins_as_its_class_in_the_most_similar_dataset(task, classes, expected):
     own = [f"{task.partition('/')[0]}/{name}" for name in classes]
     assert begins_as(task, own, LEARNT) == expected
+
+
+def test_the_expected_number_of_tasks_weighs_datasets_by_their_shares():
+    few, many = dataset("A"), dataset("B", classes=("a", "b", "c", "d", "e", "f"))
+    shared = [replace(few, share=3.0), replace(many, share=1.0)]
+    assert expected_tasks(shared) == pytest.approx(3)
+    assert expected_tasks(shared, power=0.0) == pytest.approx(1)
 
 
 def test_published_rows_have_the_names_that_the_converters_give() -> None:

@@ -116,7 +116,7 @@ def test_losses_and_their_gradients_equal_the_original(reference):
         ids = torch.tensor([[0, 1, 38, 39, -1], [64, 65, 66, -1, -1]])
 
         def pooled(slots):
-            return pool_slots(slots, ids >= 0, pools_batch=True)
+            return pool_slots(slots, ids >= 0)
 
         def check(name, loss):
             original.check(name, loss.reshape(1))
@@ -135,7 +135,7 @@ def test_losses_and_their_gradients_equal_the_original(reference):
     check("perfect_bce", pooled(binary_cross_entropy(perfect, target)))
     check("perfect_tversky", pooled(adaptive_tversky(perfect, target)))
     labels = LabelSpace(names=("a",), values=((1,),))
-    released = TaskLoss([labels], num_slots=2, skips_absent=False, pools_batch=True)
+    released = TaskLoss([labels], num_slots=2, skips_absent=False, expected=None)
     scores = 6 * original.input("modality_logits") - 3
     modality = check("modality_ce", released.modality(scores, torch.tensor([0, -1, 4])))
     check("total", entropy + tversky + 0.01 * modality)
