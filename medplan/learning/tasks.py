@@ -5,6 +5,7 @@ A task is one class of one dataset, because datasets draw the same organ by diff
 that a number stays what it is.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
@@ -80,7 +81,8 @@ def append_new(known: Sequence[str], found: Sequence[str]) -> tuple[str, ...]:
 def expected_tasks(datasets: Sequence[DatasetPlan], *, power: float = 1.0) -> float:
     """Return the mean of a patch's number of tasks to a power, when datasets are drawn with their shares."""
     total = sum(dataset.share for dataset in datasets)
-    return sum(dataset.share * len(dataset.labels.names) ** power for dataset in datasets) / total
+    weights = [each.share * math.pow(len(each.labels.names), power) for each in datasets]
+    return sum(weights) / total
 
 
 def added_tasks(
