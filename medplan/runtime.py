@@ -162,9 +162,7 @@ class Runtime:
         """Return the most device memory held so far (on the CPU: the resident size of the process)."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        if (
-            sys.platform == "linux"
-        ):  # where getrusage() gives the peak of the parent if that is larger
+        if sys.platform == "linux":  # where getrusage() gives the peak of the parent if that is larger
             peak = Path("/proc/self/status").read_text().partition("VmHWM:")[2]
             if peak:
                 return int(peak.split()[0]) * 1024
