@@ -121,9 +121,8 @@ def scatter_chart(groups: Mapping[str, Sequence[tuple[float, float, str]]], *, t
     high = math.log10(max(max(point) for point in points))
     pad = max(0.06 * (high - low), 0.05)
     height = 290.0
-    frame = _Frame(
-        x=(low - pad, high + pad), y=(low - pad, high + pad), height=height, bottom=42.0, logarithmic=True
-    )
+    both = (low - pad, high + pad)
+    frame = _Frame(x=both, y=both, height=height, left=68.0, bottom=42.0, logarithmic=True)
     parts = [frame.grid(vertical=True), frame.grid()]
     start, end = low - pad, high + pad
     parts.append(
